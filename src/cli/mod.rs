@@ -1,0 +1,50 @@
+//! The verbs. Each file holds one verb's flags and its wiring, and calls into the library.
+
+mod check;
+mod control;
+mod demo;
+mod enforce;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Dynamic, load-aware rate limits.
+#[derive(Parser)]
+#[command(name = "tidegate", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Check every policy file of a directory.
+    Check(check::Args),
+    /// Run the control loop: scrape, decide, publish limit tables.
+    Control(control::Args),
+    /// Run an enforcement node: a reverse proxy that obeys the tables.
+    Enforce(enforce::Args),
+    /// Watch limits follow load, on an embedded cluster.
+    Demo(demo::Args),
+}
+
+/// A verb that could not do its work: printed to stderr, exit code 1.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+pub fn run() -> ExitCode {
+    // clap exits with 2 on a usage error, the code promised for it.
+    let outcome = match Cli::parse().verb {
+        Verb::Check(args) => check::run(args),
+        Verb::Control(args) => control::run(args),
+        Verb::Enforce(args) => enforce::run(args),
+        Verb::Demo(args) => demo::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tidegate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

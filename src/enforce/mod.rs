@@ -1,0 +1,1 @@
+//! Enforcement: a table and a request in, a verdict out.

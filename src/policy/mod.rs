@@ -1,0 +1,105 @@
+//! What the operator asked for, valid by construction.
+//!
+//! A [`Policy`] is built by `check` from files, all of them or none, or by hand in tests; the
+//! rooms below it never see YAML and never check again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::unit::{Dimension, Limit, ModelId, PoolId, TierId, WorkUnit};
+
+/// Default control interval.
+pub const INTERVAL: Duration = Duration::from_secs(2);
+/// A table is valid for this many intervals after its last renewal.
+pub const VALID_INTERVALS: u32 = 10;
+
+/// Every policy file of a directory, merged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// SHA-256 over the files' names and bytes, hex.
+    pub digest: String,
+    pub interval: Duration,
+    pub pools: BTreeMap<PoolId, PoolPolicy>,
+    pub models: BTreeMap<ModelId, ModelPolicy>,
+}
+
+/// Where a pool's load is read, and what its numbers mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolPolicy {
+    pub product: String,
+    pub unit: WorkUnit,
+    pub output_cost: OutputCost,
+    /// Time to first token (or to the start of service) that the pool promises.
+    pub slo: Duration,
+    pub source: SourcePolicy,
+    pub signals: SignalMap,
+}
+
+/// Work of one output token, in input tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OutputCost {
+    Stated(f64),
+    /// Regressed from what backlogged replicas deliver.
+    Learned,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourcePolicy {
+    /// Base URL of a Prometheus-compatible server, read by instant queries.
+    Prometheus { url: String },
+    /// Metric pages of the replicas themselves.
+    Direct { targets: Vec<String> },
+}
+
+/// Signal to metric: for a direct source a selector (`name` or `name{label="value"}`), for a
+/// Prometheus any PromQL that yields one series a replica. Alternatives in order; the first one
+/// present wins (renames). An empty list: the pool does not have that signal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SignalMap {
+    /// Above 0 while the replica can serve. Empty: it is ready when its page can be read.
+    pub ready: Vec<String>,
+    /// Requests being served (gauge).
+    pub running: Vec<String>,
+    /// Requests that wait for capacity (gauge).
+    pub waiting: Vec<String>,
+    /// Work delivered: uncached input tokens, or requests, or images (counter).
+    pub work_done: Vec<String>,
+    /// Output tokens delivered (counter); each costs [`PoolPolicy::output_cost`].
+    pub work_done_output: Vec<String>,
+    /// Time to first token, seconds (gauge or PromQL). Shown, never steered by.
+    pub latency: Vec<String>,
+    /// Failed requests (counter).
+    pub errors: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPolicy {
+    pub pool: PoolId,
+    pub tiers: BTreeMap<TierId, Grant>,
+}
+
+/// What one tier is granted on one model. Rates are per minute, in the pool's unit of work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grant {
+    /// 1 is the highest; lower tiers give way first.
+    pub priority: u32,
+    /// Share of what is left above the guarantees; finite, above 0.
+    pub weight: f64,
+    pub guarantee: u64,
+    /// Where a node alone steers to; the guarantee unless stated.
+    pub safe: u64,
+    pub ceiling: Limit,
+    /// Constant limits of all keys of the tier together, in dimensions the loop does not move.
+    pub tier_limits: BTreeMap<Dimension, Limit>,
+    /// Constant limits of one key, in any dimension.
+    pub key_limits: BTreeMap<Dimension, Limit>,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// How long a table holds after its last renewal.
+    pub fn valid_for(&self) -> Duration {
+        self.interval * VALID_INTERVALS
+    }
+}

@@ -1,0 +1,271 @@
+//! The limit table: what nodes obey. One row per model and tier, one entry per pool.
+//!
+//! The publisher and every consumer run the same [`LimitTable::validate`] with the same bounds:
+//! a table that one accepts and the other cannot hold is how configuration pushes end badly.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, TierId, WorkUnit};
+
+/// The only schema there is. A reader refuses any other and names it.
+pub const SCHEMA: u32 = 1;
+/// Largest encoded table, bytes.
+pub const TABLE_BYTES_MAX: usize = 8 << 20;
+/// Most rows, and most node shares over all pools.
+pub const TABLE_ENTRIES_MAX: usize = 262_144;
+/// Longest name of a pool, model, tier or node, bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Total order of tables, across restarts and controllers.
+///
+/// `epoch` rises when a controller starts without the state of its predecessor, `version` when
+/// an entry changes, `tick` with every renewal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stamp {
+    pub epoch: u64,
+    pub version: u64,
+    pub tick: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitTable {
+    pub schema: u32,
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// Digest of the policy in force, hex.
+    pub policy: String,
+    /// Length of one control interval, milliseconds.
+    pub interval_ms: u64,
+    /// How long after its last renewal the table holds, on the holder's clock, milliseconds.
+    pub valid_for_ms: u64,
+    pub pools: BTreeMap<PoolId, PoolEntry>,
+    /// Sorted by model, then tier; no pair twice.
+    pub rows: Vec<Row>,
+}
+
+/// What a node needs to act without delay, for one pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolEntry {
+    pub unit: WorkUnit,
+    /// Work of one output token, in thousandths of an input token.
+    pub output_cost_milli: u64,
+    /// What the pool can admit, work per minute. For people; nodes enforce the rows.
+    pub budget: Limit,
+    /// Work that may be admitted and still wait for its first token, all nodes together.
+    pub waiting_work: Limit,
+    /// Requests in flight, all nodes together.
+    pub in_flight: Limit,
+    /// Limits follow held or drifting signals, not fresh ones.
+    pub degraded: bool,
+    /// Node to its share in parts per million.
+    pub shares: BTreeMap<NodeId, u32>,
+    /// Share of `safe` for a node that is not listed. With `shares` it sums to at most [`PPM`].
+    pub unlisted_share: u32,
+}
+
+/// Limits of one tier on one model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    pub model: ModelId,
+    pub tier: TierId,
+    pub pool: PoolId,
+    /// Part of the pool's caps that this tier leaves free for tiers of higher priority, ppm.
+    pub yields: u32,
+    pub limits: BTreeMap<Dimension, Entry>,
+}
+
+/// One dimension of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// All keys of the tier together, all nodes together.
+    pub tier_limit: Limit,
+    /// One key or account, all nodes together.
+    pub key_limit: Limit,
+    /// Where a node alone steers `tier_limit` to.
+    pub safe: Limit,
+    /// No decision raises `tier_limit` above this.
+    pub ceiling: Limit,
+}
+
+/// Why a table may not be published or applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    #[error("schema {0} is not {SCHEMA}; run a tidegate of the controller's version")]
+    Schema(u32),
+    #[error("the table has {0}, allowed are {1}")]
+    TooLarge(String, usize),
+    #[error("the table has no row; last good stays in force")]
+    Empty,
+    #[error("{place}: {reason}")]
+    Invalid { place: String, reason: String },
+    #[error("the table is not JSON of the expected shape: {0}")]
+    Syntax(String),
+    #[error("version {}.{} was published with other contents before", .0.epoch, .0.version)]
+    Reused(Stamp),
+}
+
+// === impl LimitTable ===
+
+impl LimitTable {
+    /// The row of a model and tier. O(log rows).
+    pub fn row(&self, model: &str, tier: &str) -> Option<&Row> {
+        let found =
+            self.rows.binary_search_by(|row| (row.model.as_str(), row.tier.as_str()).cmp(&(model, tier)));
+        found.ok().and_then(|at| self.rows.get(at))
+    }
+
+    /// Same entries, whatever the stamp: the condition under which a version may stay.
+    pub fn same_entries(&self, other: &LimitTable) -> bool {
+        self.policy == other.policy
+            && self.interval_ms == other.interval_ms
+            && self.valid_for_ms == other.valid_for_ms
+            && self.pools == other.pools
+            && self.rows == other.rows
+    }
+
+    /// One line of JSON.
+    ///
+    /// # Errors
+    /// [`TableError::TooLarge`] above [`TABLE_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>, TableError> {
+        let bytes = serde_json::to_vec(self).map_err(|error| TableError::Syntax(error.to_string()))?;
+        check_bytes(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Decodes and validates; what it returns may be applied.
+    ///
+    /// # Errors
+    /// Any [`TableError`]; the caller keeps the table it has.
+    pub fn decode(bytes: &[u8]) -> Result<LimitTable, TableError> {
+        check_bytes(bytes.len())?;
+        let table: LimitTable =
+            serde_json::from_slice(bytes).map_err(|error| TableError::Syntax(error.to_string()))?;
+        table.validate()?;
+        Ok(table)
+    }
+
+    /// The one validator: the publisher runs it before any channel sees the table, every holder
+    /// before it applies one.
+    ///
+    /// # Errors
+    /// The first violation, with its place.
+    pub fn validate(&self) -> Result<(), TableError> {
+        if self.schema != SCHEMA {
+            return Err(TableError::Schema(self.schema));
+        }
+        if self.rows.is_empty() {
+            return Err(TableError::Empty);
+        }
+        let shares: usize = self.pools.values().map(|pool| pool.shares.len()).sum();
+        for (count, what) in [(self.rows.len(), "rows"), (self.pools.len(), "pools"), (shares, "shares")] {
+            if count > TABLE_ENTRIES_MAX {
+                return Err(TableError::TooLarge(format!("{count} {what}"), TABLE_ENTRIES_MAX));
+            }
+        }
+        if self.interval_ms == 0 || self.valid_for_ms < self.interval_ms {
+            return Err(invalid("valid_for_ms", "must be at least interval_ms, which must be above 0"));
+        }
+        for (name, pool) in &self.pools {
+            pool.validate().map_err(|reason| invalid(&format!("pool {name}"), &reason))?;
+        }
+        self.validate_rows()
+    }
+
+    fn validate_rows(&self) -> Result<(), TableError> {
+        let mut previous: Option<(&ModelId, &TierId)> = None;
+        for row in &self.rows {
+            let place = format!("row {} / {}", row.model, row.tier);
+            let key = (&row.model, &row.tier);
+            if previous.is_some_and(|previous| previous >= key) {
+                return Err(invalid(&place, "rows must be sorted by model and tier, none twice"));
+            }
+            previous = Some(key);
+            let Some(pool) = self.pools.get(&row.pool) else {
+                return Err(invalid(&place, &format!("pool {} is not in the table", row.pool)));
+            };
+            row.validate(pool).map_err(|reason| invalid(&place, &reason))?;
+        }
+        Ok(())
+    }
+}
+
+// === impl PoolEntry ===
+
+impl PoolEntry {
+    /// The share of a node: listed, or what is kept for the unlisted.
+    pub fn share(&self, node: &NodeId) -> Share {
+        match self.shares.get(node) {
+            Some(ppm) => Share::Listed(*ppm),
+            None => Share::Unlisted(self.unlisted_share),
+        }
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let sum =
+            self.shares.values().map(|ppm| u64::from(*ppm)).sum::<u64>() + u64::from(self.unlisted_share);
+        if sum > u64::from(PPM) {
+            return Err(format!("shares sum to {sum} ppm, allowed are {PPM}"));
+        }
+        if self.shares.keys().any(|node| !name_ok(node.as_str())) {
+            return Err(format!("a node name is empty or longer than {NAME_BYTES_MAX} bytes"));
+        }
+        if self.output_cost_milli > 1_000_000 {
+            return Err("output_cost_milli is above 1000000".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// How much of a limit a node holds, ppm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Of the limit.
+    Listed(u32),
+    /// Of `safe` only.
+    Unlisted(u32),
+}
+
+// === impl Row ===
+
+impl Row {
+    fn validate(&self, pool: &PoolEntry) -> Result<(), String> {
+        if !name_ok(self.model.as_str()) || !name_ok(self.tier.as_str()) {
+            return Err(format!("a name is empty or longer than {NAME_BYTES_MAX} bytes"));
+        }
+        if self.yields > PPM {
+            return Err(format!("yields is {} ppm, allowed are {PPM}", self.yields));
+        }
+        if !self.limits.contains_key(&pool.unit.dimension()) {
+            return Err(format!("has no {} entry, which its pool controls", pool.unit.dimension().short()));
+        }
+        for (dimension, entry) in &self.limits {
+            let over =
+                [("tier_limit", entry.tier_limit), ("key_limit", entry.key_limit), ("safe", entry.safe)]
+                    .into_iter()
+                    .find(|(_, limit)| *limit > entry.ceiling);
+            if let Some((field, limit)) = over {
+                let (short, ceiling) = (dimension.short(), entry.ceiling);
+                return Err(format!("{short}: {field} {limit} is above the ceiling {ceiling}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_ok(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX
+}
+
+fn check_bytes(bytes: usize) -> Result<(), TableError> {
+    if bytes > TABLE_BYTES_MAX {
+        return Err(TableError::TooLarge(format!("{bytes} bytes"), TABLE_BYTES_MAX));
+    }
+    Ok(())
+}
+
+fn invalid(place: &str, reason: &str) -> TableError {
+    TableError::Invalid { place: place.to_owned(), reason: reason.to_owned() }
+}

@@ -1,0 +1,117 @@
+//! The usage report: what a node tells the controller, every interval.
+//!
+//! Everything counted is cumulative since the node's process started, so a lost report loses
+//! nothing and a report that comes twice counts once. `uptime_ms` is the node's own monotonic
+//! clock: rates are formed from it, never from arrival times.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::unit::{ModelId, NodeId, PoolId, TierId};
+use crate::wire::table::{NAME_BYTES_MAX, Stamp};
+
+/// Largest encoded report, bytes.
+pub const REPORT_BYTES_MAX: usize = 1 << 20;
+/// Most rows in one report.
+pub const REPORT_ROWS_MAX: usize = 16_384;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageReport {
+    pub schema: u32,
+    pub node: NodeId,
+    /// Differs from one process of the node to the next: counters start at zero with it.
+    pub instance: u64,
+    pub uptime_ms: u64,
+    /// The table in force on the node; none before its first.
+    pub applied: Option<Stamp>,
+    pub rows: Vec<UsageRow>,
+    pub pools: BTreeMap<PoolId, PoolUsage>,
+}
+
+/// Work of one model and tier since the node started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageRow {
+    pub model: ModelId,
+    pub tier: TierId,
+    /// Admitted and refused together, as estimated at arrival.
+    pub offered: Work,
+    /// As estimated at admission, corrected when the request is settled.
+    pub admitted: Work,
+    /// Over the tier's or key's own limit (429).
+    pub refused_limit: Work,
+    /// Inside its limit, but the pool had no room (503).
+    pub refused_capacity: Work,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Work {
+    pub requests: u64,
+    /// In the pool's unit of work.
+    pub work: u64,
+}
+
+/// One pool as the node sees it: gauges now, counters since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolUsage {
+    /// Requests in flight now.
+    pub in_flight: u64,
+    /// Work admitted that has no first token yet, now.
+    pub waiting_work: u64,
+    /// Requests sent upstream.
+    pub upstream_requests: u64,
+    /// Of those, failed by the upstream: refused or broken connections, 5xx.
+    pub upstream_errors: u64,
+}
+
+/// Why a report was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("usage report refused: {0}")]
+pub struct UsageError(String);
+
+// === impl UsageReport ===
+
+impl UsageReport {
+    /// Decodes and checks bounds. Values are not believed beyond that: see `observe`.
+    ///
+    /// # Errors
+    /// Names the violated bound or the JSON error with line and column.
+    pub fn decode(bytes: &[u8]) -> Result<UsageReport, UsageError> {
+        if bytes.len() > REPORT_BYTES_MAX {
+            return Err(UsageError(format!("{} bytes, allowed are {REPORT_BYTES_MAX}", bytes.len())));
+        }
+        let report: UsageReport =
+            serde_json::from_slice(bytes).map_err(|error| UsageError(error.to_string()))?;
+        report.check()?;
+        Ok(report)
+    }
+
+    fn check(&self) -> Result<(), UsageError> {
+        if self.schema != crate::wire::table::SCHEMA {
+            return Err(UsageError(format!("schema {} is not {}", self.schema, crate::wire::table::SCHEMA)));
+        }
+        let count = self.rows.len().max(self.pools.len());
+        if count > REPORT_ROWS_MAX {
+            return Err(UsageError(format!("{count} rows, allowed are {REPORT_ROWS_MAX}")));
+        }
+        let name = self.node.as_str();
+        let printable = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control);
+        if !printable {
+            return Err(UsageError(format!("node must be 1 to {NAME_BYTES_MAX} printable bytes")));
+        }
+        Ok(())
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    pub fn add(&mut self, work: u64) {
+        self.requests = self.requests.saturating_add(1);
+        self.work = self.work.saturating_add(work);
+    }
+}
