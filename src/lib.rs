@@ -13,8 +13,14 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "control")]
+pub mod allocate;
+#[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "control")]
+pub mod decide;
 pub mod enforce;
+#[cfg(feature = "control")]
+pub mod estimate;
 #[cfg(feature = "control")]
 pub mod observe;
 #[cfg(feature = "control")]
