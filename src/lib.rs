@@ -25,5 +25,7 @@ pub mod estimate;
 pub mod observe;
 #[cfg(feature = "control")]
 pub mod policy;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod unit;
 pub mod wire;
