@@ -48,6 +48,8 @@ pub struct World {
     health: Health,
     outcome: Outcome,
     restarted: Option<f64>,
+    /// From here on a controller that lost its state has heard every node.
+    learned: Instant,
     tables: DefaultHasher,
 }
 
@@ -127,6 +129,7 @@ impl World {
             health: Health::new(&scenario),
             outcome: Outcome::default(),
             restarted: None,
+            learned: Instant::ZERO,
             tables: DefaultHasher::new(),
             chance: Chance::seeded(0),
             scenario,
@@ -337,7 +340,8 @@ impl World {
     }
 
     fn settle(&mut self, flight: Flight, settlement: Settlement) {
-        let Some(node) = self.nodes.get_mut(flight.node).filter(|node| node.instance == flight.instance) else {
+        let Some(node) = self.nodes.get_mut(flight.node).filter(|node| node.instance == flight.instance)
+        else {
             // The node's process died with it.
             return;
         };
@@ -382,6 +386,7 @@ impl World {
         for (promise, detail) in self.publications.published(self.now, &tick) {
             self.break_promise(promise, detail);
         }
+
         self.restart_continues(&tick);
         let alive = self.plant.alive() as f64 * self.scenario.replica_rate;
         for detail in self.health.ticked(self.now, &tick, alive) {
@@ -405,7 +410,9 @@ impl World {
         let budget = pool.decision.budget;
         if let Some(last) = self.restarted.take() {
             let scale = pool.estimate.ready / pool.estimate.ready_before.max(1e-9);
-            let lowest = (last * 0.7).min(last * scale * 0.7);
+            // Capacity that was measured anew is followed; the step is counted from there.
+            let followed = pool.estimate.capacity.unwrap_or(last).min(last).min(last * scale);
+            let lowest = followed * 0.7;
             let highest = (last * 1.3).max(last * scale * 1.3);
             if !(lowest..=highest).contains(&budget) && pool.estimate.ready_before > 0.0 {
                 let detail = format!("budget {last} before, {budget} after ({:?})", pool.decision.reason);
@@ -472,6 +479,7 @@ impl World {
         }
         self.controller = Some(Controller::new(Arc::clone(&self.policy), state.unwrap_or_default()));
         self.health.generation += 1;
+        self.learned = self.now + 3 * self.policy.interval;
         let interval = self.policy.interval.as_secs_f64();
         let generation = self.health.generation;
         self.after(interval, Event::Tick { generation });
@@ -486,7 +494,11 @@ impl World {
             Fault::Mute { replicas } => replicas.into_iter().for_each(|at| self.plant.mute(at, true)),
             Fault::Unmute { replicas } => replicas.into_iter().for_each(|at| self.plant.mute(at, false)),
             Fault::Slow { replica, part } => self.plant.slow(replica, part, &self.scenario),
-            Fault::Partition { node } => self.reach(node, false),
+            // A controller that just lost its state has only the nodes to learn its past from.
+            Fault::Partition { node } if self.controller.is_some() && self.now >= self.learned => {
+                self.reach(node, false);
+            }
+            Fault::Partition { .. } => {}
             Fault::Rejoin { node } => self.reach(node, true),
             Fault::Kill { keep_state, back_after } => {
                 self.controller = None;
