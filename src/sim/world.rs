@@ -252,7 +252,7 @@ impl World {
         self.outcome.offered += 1;
         self.health.offered(now, &traffic.tier, work);
         let Some(node) = self.nodes.get_mut(at) else { return };
-        let before = node.counters(now);
+        let before = (node.counters(now), node.quotas(now, &traffic.tier, key));
         match node.limiter.admit(now, &request) {
             Verdict::Admitted(ticket) => {
                 self.outcome.admitted += 1;
@@ -264,7 +264,7 @@ impl World {
                     crate::enforce::RefusalReason::Capacity { .. } => self.outcome.refused_capacity += 1,
                     _ => self.outcome.refused_limit += 1,
                 }
-                if node.counters(now) != before {
+                if (node.counters(now), node.quotas(now, &traffic.tier, key)) != before {
                     let detail = format!("{:?} changed counters", refusal.reason);
                     self.break_promise(Promise::RefusalChangesNothing, detail);
                 }
@@ -654,6 +654,12 @@ impl Node {
         let pools = usage.pools.values().map(|pool| (pool.in_flight, pool.waiting_work, 1));
         let counts: Vec<(u64, u64, u64)> = rows.chain(pools).collect();
         counts.into_iter().filter(|(a, b, _)| a + b > 0).collect()
+    }
+
+    /// What is left to a key in each dimension, as the limiter would tell a client.
+    fn quotas(&self, now: Instant, tier: &TierId, key: u8) -> Vec<Option<u64>> {
+        let quotas = self.limiter.quotas(now, MODEL, tier.as_str(), [key; 32]);
+        quotas.iter().map(|quota| quota.as_ref().map(|quota| quota.remaining)).collect()
     }
 
     /// Brings every account up to now, under the rates in force from here on.

@@ -139,6 +139,9 @@ impl Limiter {
         }
         if let Some(refusal) = worst.0 {
             row.counted.refused_limit.add(costs.work);
+            if cfg!(feature = "bug-refused-charges") {
+                row.buckets.iter_mut().zip(costs.rates()).for_each(|(bucket, cost)| bucket.charge(cost));
+            }
             return Verdict::Refused(refusal);
         }
         if let Some(cap) = pool.has_no_room(rules.yields) {
