@@ -3,6 +3,7 @@
 //!
 //! `TIDEGATE_REGENERATE=1 cargo test --test policies` writes the expected texts anew; read the
 //! difference before committing it.
+#![expect(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ fn root(path: &str) -> PathBuf {
 }
 
 fn one(text: &str) -> Result<Loaded, String> {
-    load_bytes(vec![("policy.yaml".to_owned(), text.as_bytes().to_vec())]).map_err(|found| render(&found, false))
+    load_bytes(vec![("policy.yaml".to_owned(), text.as_bytes().to_vec())])
+        .map_err(|found| render(&found, false))
 }
 
 fn tidegate(args: &[&str]) -> Output {
@@ -42,7 +44,10 @@ fn bad_policies() -> Vec<(PathBuf, String)> {
             continue;
         };
         let printed = printed.map_or_else(|printed| printed, |_| panic!("{name} was taken"));
-        cases.push((path.with_extension(if name.ends_with(".yaml") { "stderr" } else { "bad.stderr" }), printed));
+        cases.push((
+            path.with_extension(if name.ends_with(".yaml") { "stderr" } else { "bad.stderr" }),
+            printed,
+        ));
     }
     cases.sort();
     cases
@@ -167,7 +172,8 @@ fn widened(old: &Policy, new: &Policy) -> Option<String> {
                 || [(&before.key_limits, &grant.key_limits), (&before.tier_limits, &grant.tier_limits)]
                     .into_iter()
                     .any(|(before, after)| {
-                        let wider = |(dimension, limit)| after.get(dimension).is_none_or(|after| after > limit);
+                        let wider =
+                            |(dimension, limit)| after.get(dimension).is_none_or(|after| after > limit);
                         before.iter().any(wider)
                     });
             if wider {
@@ -218,12 +224,59 @@ fn a_field_without_a_value_is_an_error() {
     }
 }
 
+/// The two optional fields of a tier whose absence is not narrower, as the reference states:
+/// `safe` is then what was guaranteed anyway, and without `tier_limits` the tier has none.
+#[test]
+fn what_the_optional_fields_of_a_tier_default_to() {
+    let text = GOOD.replacen("    ceiling: 2M tpm", "    tier_limits: [90 rpm]\n    ceiling: 2M tpm", 1);
+    let text = text.replacen("safe: 100k tpm", "safe: 0 tpm", 1);
+    let stated = one(&text).expect("good").policy;
+    let absent = one(&GOOD.replacen("    safe: 100k tpm\n", "", 1)).expect("good").policy;
+    let free = |policy: &Policy| policy.models["llama-3-70b"].tiers["free"].clone();
+    assert_eq!((free(&stated).safe, free(&absent).safe), (0, free(&absent).guarantee));
+    assert_eq!(free(&stated).tier_limits[&Dimension::RequestsPerMinute], Limit::Finite(90));
+    assert!(free(&absent).tier_limits.is_empty());
+    assert!(widened(&stated, &absent).is_some(), "the comparison sees nothing");
+}
+
+#[test]
+fn models_of_two_units_share_tiers_when_they_state_their_own_amounts() {
+    let pool = "  paint: {unit: images, targets: [http://10.0.0.3/metrics], slo: 9s, signals: {running: a, work_done: b}}\nmodels:\n  \
+                SDXL: {pool: paint, tiers: {enterprise: {guarantee: 5 ipm, safe: 1 ipm, ceiling: unlimited, key_limits: unlimited}, \
+                free: {guarantee: 0 ipm, safe: 0 ipm, ceiling: 10 ipm}}}\n";
+    let policy =
+        one(&GOOD.replacen("models:\n", pool, 1)).unwrap_or_else(|printed| panic!("{printed}")).policy;
+    let free = &policy.models["SDXL"].tiers["free"];
+    assert_eq!((free.ceiling, free.weight), (Limit::Finite(10), 1.0));
+    assert_eq!(free.key_limits[&Dimension::RequestsPerMinute], Limit::Finite(60));
+    assert_eq!(policy.models["SDXL"].tiers["enterprise"].safe, 1);
+}
+
+#[test]
+fn a_policy_becomes_a_table_that_fits_or_is_refused() {
+    let models: String = (0..9_000).map(|at| format!("  model-{at}: {{pool: llama}}\n")).collect();
+    let printed = one(&GOOD.replacen("models:\n", &format!("models:\n{models}"), 1)).expect_err("too large");
+    assert!(printed.contains("the limit table would be too large"), "{printed}");
+    assert!(printed.ends_with("\n1 error\n"), "{printed}");
+}
+
 /// Replaces one value after another by each of these.
 #[test]
 fn no_other_value_means_unlimited() {
     for line in GOOD.lines().filter(|line| line.contains(" tpm")) {
         let (name, _) = line.split_once(':').expect("a field");
-        for value in ["-1", "0", "no", "off", ".inf", "null", "9223372036854775808", "9223372036854775808 tpm", "true", "Unlimited"] {
+        for value in [
+            "-1",
+            "0",
+            "no",
+            "off",
+            ".inf",
+            "null",
+            "9223372036854775808",
+            "9223372036854775808 tpm",
+            "true",
+            "Unlimited",
+        ] {
             let text = GOOD.replacen(line, &format!("{name}: {value}"), 1);
             assert!(one(&text).is_err(), "taken:\n{text}");
         }
@@ -240,7 +293,9 @@ fn a_truncated_policy_never_widens_a_limit() {
         let mut valid = 0;
         for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
             // The reference is long; cuts inside its comments say nothing new.
-            if text.len() > 2 * GOOD.len() && text[..end].lines().last().is_some_and(|line| line.contains('#')) {
+            if text.len() > 2 * GOOD.len()
+                && text[..end].lines().last().is_some_and(|line| line.contains('#'))
+            {
                 continue;
             }
             if let Ok(loaded) = one(&text[..end]) {
@@ -325,6 +380,8 @@ fn a_warning_does_not_fail() {
     fs::write(dir.path().join("a.yaml"), GOOD.replace("9M tpm", "1M tpm")).expect("written");
     let output = tidegate(&["check", dir.path().to_str().expect("UTF-8")]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("warning: tier `enterprise` has a lower ceiling"));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("warning: tier `enterprise` has a lower ceiling")
+    );
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("1 warning\n"));
 }

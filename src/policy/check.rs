@@ -102,10 +102,16 @@ fn add(file: &PolicyFile, product: &str, policy: &mut Policy, rows: &mut Size, r
             policy.models.insert(ModelId::new(&name.value), model);
         }
     }
-    let used: std::collections::BTreeSet<&str> =
-        file.models.iter().filter_map(|(_, model)| model.pool.as_ref()).map(|pool| pool.value.as_str()).collect();
+    let used: std::collections::BTreeSet<&str> = file
+        .models
+        .iter()
+        .filter_map(|(_, model)| model.pool.as_ref())
+        .map(|pool| pool.value.as_str())
+        .collect();
+    // A mistyped pool was reported; the one that was meant is not idle.
+    let known = !used.is_empty() && used.iter().all(|name| pool::find(&pools, name).is_some());
     for (name, pool) in pools {
-        if !used.contains(name.value.as_str()) && !file.models.is_empty() {
+        if !used.contains(name.value.as_str()) && known {
             let message = format!("no model is served by pool `{}`", name.value);
             report.warning(&name.place, message, "remove it, or name it at a model: `{pool: NAME}`");
         }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use annotate_snippets::renderer::DecorStyle;
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
 /// Most diagnostics of one check; what comes after them is only counted.
 pub const DIAGNOSTICS_MAX: usize = 1_000;
@@ -196,13 +196,17 @@ impl Diagnostic {
         let quoted = self.place.as_ref().and_then(|place| Quoted::of(place, "", AnnotationKind::Primary));
         let second = also.and_then(|(place, label)| Quoted::of(place, label, AnnotationKind::Context));
         let mut group = Group::with_title(level.primary_title(one_line(&self.message)));
+        let together = second.as_ref().filter(|second| {
+            quoted.as_ref().is_some_and(|first| (first.file, first.line) == (second.file, second.line))
+        });
         group = match &quoted {
-            Some(quoted) => group.element(quoted.snippet()),
+            Some(quoted) => {
+                group.element(quoted.snippet().annotations(together.map(|second| second.annotation())))
+            }
             None if self.line == 0 => group.element(Origin::path(self.file.as_str())),
-            None => group
-                .element(Origin::path(self.file.as_str()).line(self.line).char_column(self.column)),
+            None => group.element(Origin::path(self.file.as_str()).line(self.line).char_column(self.column)),
         };
-        if let Some(second) = &second {
+        if let (Some(second), None) = (&second, together) {
             group = group.element(second.snippet());
         }
         let group = group.element(Level::HELP.message(one_line(&self.help)));
@@ -297,20 +301,17 @@ impl<'a> Quoted<'a> {
         let from = place.span.start.checked_sub(start)?.min(line.len());
         let to = place.span.end.checked_sub(start)?.clamp(from, line.len());
         let (number, _) = place.line_column();
-        Some(Self {
-            text: masked(line),
-            span: from..to,
-            line: number,
-            file: &place.source.name,
-            label,
-            kind,
-        })
+        Some(Self { text: masked(line), span: from..to, line: number, file: &place.source.name, label, kind })
     }
 
-    fn snippet(&self) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
+    fn snippet(&self) -> Snippet<'_, Annotation<'_>> {
+        let source = Snippet::source(self.text.as_str()).line_start(self.line).path(self.file);
+        source.annotation(self.annotation())
+    }
+
+    fn annotation(&self) -> Annotation<'_> {
         let annotation = self.kind.span(self.span.clone());
-        let annotation = if self.label.is_empty() { annotation } else { annotation.label(self.label) };
-        Snippet::source(self.text.as_str()).line_start(self.line).path(self.file).annotation(annotation)
+        if self.label.is_empty() { annotation } else { annotation.label(self.label) }
     }
 }
 
@@ -359,7 +360,11 @@ mod tests {
 
     #[test]
     fn credentials_in_a_quoted_line_are_masked_wherever_they_stand() {
-        for text in ["u: [http://a:hunter2@h/x, http://hunter2@i]", "u: 'http://p/q:hunter2@h/x'", "http://é:hunter2@"] {
+        for text in [
+            "u: [http://a:hunter2@h/x, http://hunter2@i]",
+            "u: 'http://p/q:hunter2@h/x'",
+            "http://é:hunter2@",
+        ] {
             let shown = masked(text);
             assert_eq!(shown.len(), text.len());
             assert!(!shown.contains("hunter2"), "{shown}");

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Error, Location, MergeKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
@@ -108,23 +109,26 @@ fn options() -> Options {
 /// Reason and remedy of what the YAML reader refuses.
 fn explain(error: &Error) -> (String, &'static str) {
     let said = error.to_string();
-    let reason = said.split(" at line ").next().unwrap_or(&said).trim_end_matches(':').to_owned();
+    let reason = said.split(" at line ").next().unwrap_or(&said).trim_end_matches(':');
+    let too_deep = || (format!("nested deeper than {DEPTH_MAX} levels"), "a policy needs 7");
+    let aliases = || {
+        let reason = "anchors and aliases are not part of the policy language";
+        (reason.to_owned(), "write the value out where it is used")
+    };
+    let documents = || ("more than one document in the file".to_owned(), "one file is one product; split it");
     match error {
-        Error::Budget { .. } if reason.contains("nchor") || reason.contains("lias") => (
-            "anchors and aliases are not part of the policy language".to_owned(),
-            "write the value out where it is used",
-        ),
-        Error::Budget { .. } => (
-            format!("the file is too deep or too large to be a policy: {reason}"),
-            "nest at most 32 levels, and split a large policy into several files",
-        ),
-        Error::UnknownAnchor { .. } => (
-            "anchors and aliases are not part of the policy language".to_owned(),
-            "write the value out where it is used",
-        ),
-        Error::MultipleDocuments { .. } => {
-            ("more than one document in the file".to_owned(), "one file is one product; remove the `---`")
-        }
+        Error::Budget { breach, .. } => match breach {
+            BudgetBreach::Depth { .. } => too_deep(),
+            BudgetBreach::Documents { .. } => documents(),
+            BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. } => {
+                (format!("more than {NODES_MAX} values in the file"), "split it into several products")
+            }
+            BudgetBreach::Anchors { .. } | BudgetBreach::Aliases { .. } => aliases(),
+            _ if reason.contains("nchor") => aliases(),
+            _ => (format!("not a policy: {reason}"), "split the file into several products"),
+        },
+        Error::UnknownAnchor { .. } => aliases(),
+        Error::MultipleDocuments { .. } => documents(),
         Error::MergeKeyNotAllowed { .. } => (
             "merge keys are not part of the policy language".to_owned(),
             "write the fields out where they are used",
@@ -133,7 +137,12 @@ fn explain(error: &Error) -> (String, &'static str) {
             ("the file is empty".to_owned(), "a policy has `product`, `pools`, `models` and `tiers`")
         }
         Error::NullIntoString { .. } => ("a key is empty".to_owned(), "write the name before the `:`"),
-        _ => (format!("not YAML: {reason}"), "correct the syntax at this place; quote text with `: ` or `#` in it"),
+        _ if reason.contains("recursion limit") => too_deep(),
+        _ if reason.contains("tag") => (reason.to_owned(), "remove it: a value means what its field says"),
+        _ => (
+            format!("not YAML: {reason}"),
+            "look here and before: an open bracket or quote, or text with `: ` in it that needs quotes",
+        ),
     }
 }
 
@@ -147,12 +156,14 @@ enum Raw {
     Map(Vec<(Spanned<String>, Spanned<Raw>)>),
 }
 
-/// Bytes of a location; empty at its line's beginning when the reader gives none.
+/// Bytes of a location; from line and column where the reader gives no bytes.
 fn span(location: &Location, text: &str) -> Range<usize> {
     let in_text = |at: u64| usize::try_from(at).ok().filter(|at| text.is_char_boundary(*at));
     let start = location.span().byte_offset().and_then(in_text).unwrap_or_else(|| {
-        let lines = usize::try_from(location.line().saturating_sub(1)).unwrap_or(usize::MAX);
-        text.split_inclusive('\n').take(lines).map(str::len).sum::<usize>().min(text.len())
+        let before = |count: u64| usize::try_from(count.saturating_sub(1)).unwrap_or(usize::MAX);
+        let line: usize = text.split_inclusive('\n').take(before(location.line())).map(str::len).sum();
+        let rest = text.get(line..).unwrap_or_default().lines().next().unwrap_or_default();
+        line + rest.chars().take(before(location.column())).map(char::len_utf8).sum::<usize>()
     });
     let len = location.span().byte_len().unwrap_or(0);
     let end = in_text((start as u64).saturating_add(len)).unwrap_or(start);
@@ -263,7 +274,9 @@ mod tests {
 
     #[test]
     fn a_scalar_stays_what_was_written() {
-        for text in ["010", "1e3", "0x10", "no", ".inf", "1_000", "-1", "18446744073709551616", "1.50", "600k tpm"] {
+        for text in
+            ["010", "1e3", "0x10", "no", ".inf", "1_000", "-1", "18446744073709551616", "1.50", "600k tpm"]
+        {
             for yaml in [format!("a: {text}"), format!("a: '{text}' # c"), format!("é: {text}  \nb: 1")] {
                 let Kind::Map(entries) = good(&yaml).kind else { panic!("a map") };
                 let Kind::Text(kept) = &entries[0].1.kind else { panic!("{yaml}: text") };
@@ -302,8 +315,14 @@ mod tests {
 
     #[test]
     fn no_bytes_panic() {
-        let seeds: [&[u8]; 6] =
-            [b"a: \"\\u00", b"\xef\xbb\xbfa: 1", b"\xff\xfe", b"%YAML 9.9\n---\n", b"? [a]\n: b", b"a: |\n  x\n y"];
+        let seeds: [&[u8]; 6] = [
+            b"a: \"\\u00",
+            b"\xef\xbb\xbfa: 1",
+            b"\xff\xfe",
+            b"%YAML 9.9\n---\n",
+            b"? [a]\n: b",
+            b"a: |\n  x\n y",
+        ];
         for seed in seeds {
             for end in 0..=seed.len() {
                 errors(&seed[..end]);

@@ -75,7 +75,9 @@ pub fn within<T: PartialOrd>(
 pub fn unknown(name: &Text, noun: &str, there_are: &[&str], report: &mut Report) {
     let help = match nearest(&name.value, there_are.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
-        None if there_are.len() > 12 => format!("there are {} of them, none with a similar name", there_are.len()),
+        None if there_are.len() > 12 => {
+            format!("there are {} of them, none with a similar name", there_are.len())
+        }
         None if there_are.is_empty() => "there is none".to_owned(),
         None => format!("there is {}", listed(there_are)),
     };
@@ -226,16 +228,20 @@ fn signals(
     }
     // A mistyped preset or signal is reported as such, not as a signal that is missing.
     let named = preset.is_some() || shape.preset.is_none();
-    for (list, signal, help) in [
-        (&map.running, "running", "name the gauge of requests being served: `signals: {running: METRIC}`"),
-        (&map.work_done, "work_done", "name the counter of work delivered: `signals: {work_done: METRIC}`"),
-    ] {
+    let mut missing = Vec::new();
+    for (list, signal) in [(&map.running, "running"), (&map.work_done, "work_done")] {
         let stated = shape.signals.iter().any(|(name, _)| name.value == signal);
-        if list.is_empty() && !stated && named && good {
-            let message = format!("pool `{}` has no signal `{signal}` in its unit", name.value);
-            report.error(&name.place, message, help);
-            good = false;
+        if list.is_empty() && !stated && named {
+            missing.push(signal);
         }
+    }
+    for signal in missing {
+        let help = match signal {
+            "running" => "name the gauge of requests being served: `signals: {running: METRIC}`",
+            _ => "name the counter of work delivered, in the pool's unit: `signals: {work_done: METRIC}`",
+        };
+        report.error(&name.place, format!("pool `{}` has no signal `{signal}`", name.value), help);
+        good = false;
     }
     if let Some((output, _)) = shape.signals.iter().find(|(name, _)| name.value == "work_done_output")
         && unit.is_some_and(|unit| unit != WorkUnit::Tokens)
@@ -267,10 +273,18 @@ fn expressions(
                 expression.matches(open).count() == expression.matches(close).count()
             });
             let known = plain.is_some() || balanced && !expression.is_empty();
-            (known, "not a PromQL expression", "write a metric or any PromQL that yields one series a replica")
+            (
+                known,
+                "not a PromQL expression",
+                "write a metric or any PromQL that yields one series a replica",
+            )
         } else {
             let exact = plain.is_some_and(|selector| selector.is_exact());
-            (exact, "not a metric on a page", "write `name` or `name{label=\"value\"}`; queries need `prometheus`")
+            (
+                exact,
+                "not a metric on a page",
+                "write `name` or `name{label=\"value\"}`; queries need `prometheus`",
+            )
         };
         if !accepted || expression.len() > EXPRESSION_MAX || expression.chars().any(char::is_control) {
             report.error(&text.place, reason, help);

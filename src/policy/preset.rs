@@ -202,7 +202,9 @@ mod tests {
         assert_eq!(matchers("a=\"x\", b=~\"y|z\"").map(|all| all.len()), Some(2));
         assert_eq!(matchers("a=\"x,}\\\"\""), Some(vec![("a", "=", "x,}\\\"")]));
         assert_eq!(matchers(""), Some(Vec::new()));
-        for text in ["a", "a=x", "a='x'", "a=\"x", "=\"x\"", "1a=\"x\"", "a=\"x\" b=\"y\"", "{a=\"x\"}", "a==\"x\""] {
+        for text in
+            ["a", "a=x", "a='x'", "a=\"x", "=\"x\"", "1a=\"x\"", "a=\"x\" b=\"y\"", "{a=\"x\"}", "a==\"x\""]
+        {
             assert_eq!(matchers(text), None, "{text}");
         }
     }
@@ -211,7 +213,10 @@ mod tests {
     fn both_sources_of_vllm_read_the_same_metrics() {
         let page = direct("vllm").expect("vllm").signals;
         let query = prometheus("vllm", "job=\"v\"").expect("vllm").signals;
-        assert_eq!(query.running, ["vllm:num_requests_running{job=\"v\"}", "ray_vllm_num_requests_running{job=\"v\"}"]);
+        assert_eq!(
+            query.running,
+            ["vllm:num_requests_running{job=\"v\"}", "ray_vllm_num_requests_running{job=\"v\"}"]
+        );
         assert_eq!(query.ready, ["up{job=\"v\"}"]);
         assert_eq!(page.work_done.len(), query.work_done.len());
         for expression in page.work_done.iter().chain(&page.waiting).chain(&page.errors) {

@@ -158,7 +158,11 @@ fn tier(name: &Text, node: Node, whole: bool, report: &mut Report) -> Option<Tie
 fn check_name(name: &Text, report: &mut Report) {
     let bytes = name.value.len();
     if name.value.trim() != name.value || bytes == 0 {
-        report.error(&name.place, "a name is empty or begins or ends with a space", "names are compared verbatim");
+        report.error(
+            &name.place,
+            "a name is empty or begins or ends with a space",
+            "names are compared verbatim",
+        );
     } else if bytes > NAME_BYTES_MAX {
         let message = format!("a name of {bytes} bytes");
         report.error(&name.place, message, format!("names have at most {NAME_BYTES_MAX} bytes"));
@@ -179,13 +183,7 @@ fn found(kind: &Kind) -> &'static str {
 // === impl Fields ===
 
 impl<'a> Fields<'a> {
-    fn open(
-        node: Node,
-        what: String,
-        place: Place,
-        known: &[&str],
-        report: &'a mut Report,
-    ) -> Option<Self> {
+    fn open(node: Node, what: String, place: Place, known: &[&str], report: &'a mut Report) -> Option<Self> {
         match node.kind {
             Kind::Map(entries) => {
                 let entries = entries.into_iter().map(|(name, node)| (name, Some(node))).collect();
@@ -264,8 +262,10 @@ impl<'a> Fields<'a> {
             self.report.error(&place, message, help);
             return None;
         }
-        let value: Vec<Text> =
-            items.into_iter().filter_map(|item| self.leaf(field, item, "plain values into the list")).collect();
+        let value: Vec<Text> = items
+            .into_iter()
+            .filter_map(|item| self.leaf(field, item, "plain values into the list"))
+            .collect();
         Some(Placed { value, place })
     }
 

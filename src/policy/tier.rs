@@ -200,8 +200,7 @@ impl Parts {
                 let Some((limit, stated)) = limit.zip(stated.as_ref()) else { continue };
                 if limit > ceiling {
                     let message = format!("`{field}` {} is above the ceiling", said(stated));
-                    let help = format!("lower it, or raise the ceiling above {}", plain(ceiling, unit));
-                    self.against_ceiling(stated, message, help, report);
+                    self.against_ceiling(stated, message, "lower it, or raise the ceiling", report);
                     good = false;
                 }
             }
@@ -229,7 +228,7 @@ impl Parts {
         good.then_some(grant)
     }
 
-    fn against_ceiling<T>(&self, stated: &Placed<T>, message: String, help: String, report: &mut Report) {
+    fn against_ceiling<T>(&self, stated: &Placed<T>, message: String, help: &str, report: &mut Report) {
         match &self.ceiling {
             Some(ceiling) => {
                 report.error_and(&stated.place, (&ceiling.place, "the ceiling"), message, help);
@@ -252,7 +251,8 @@ impl Parts {
             let (dimension, amount) = limit.value;
             let always = matches!(dimension, Dimension::RequestsPerMinute | Dimension::Concurrency);
             if !one_key && dimension == unit.dimension() {
-                let message = format!("`tier_limits` in `{}`, which the control loop moves", dimension.short());
+                let message =
+                    format!("`tier_limits` in `{}`, which the control loop moves", dimension.short());
                 report.error(&limit.place, message, "write it as the tier's `ceiling`");
                 good = false;
             } else if !always && dimension != unit.dimension() {
@@ -273,7 +273,7 @@ impl Parts {
             let tier = of_tier.into_iter().find(|tier| tier.value.0 == dimension && tier.value.1 < amount);
             if dimension == unit.dimension() && ceiling.is_some_and(|most| Limit::Finite(amount) > most) {
                 let message = format!("one key's limit {} is above the ceiling of its tier", said(limit));
-                let help = "lower it, or raise the ceiling: all keys of the tier share that".to_owned();
+                let help = "lower it, or raise the ceiling: all keys of the tier share that";
                 self.against_ceiling(limit, message, help, report);
                 good = false;
             } else if let Some(tier) = tier {
@@ -301,15 +301,13 @@ fn in_unit(stated: Option<&Placed<Quantity>>, unit: WorkUnit, report: &mut Repor
 fn wrong_unit(place: &Place, dimension: Dimension, unit: WorkUnit, report: &mut Report) {
     let (has, wants) = (dimension.short(), unit.dimension().short());
     let message = format!("a limit in `{has}` on a model whose pool counts `{wants}`");
-    let help = format!("write it in `{wants}`; models of another unit state theirs under `tiers`, or in a file of their own");
+    let help = format!(
+        "write it in `{wants}`; models of another unit state theirs under `tiers`, or in a file of their own"
+    );
     report.error(place, message, help);
 }
 
 /// The value as it stands in the file.
 fn said<T>(stated: &Placed<T>) -> String {
     format!("`{}`", stated.place.text())
-}
-
-fn plain(limit: Limit, unit: WorkUnit) -> String {
-    format!("{limit} {}", unit.dimension().short())
 }

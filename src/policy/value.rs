@@ -25,7 +25,10 @@ pub enum Quantity {
     /// Per minute, or a count for [`Dimension::Concurrency`].
     Amount(u64, Dimension),
     /// Money: part of the language, enforced by no version yet.
-    Spend { cents: u64, per: Period },
+    Spend {
+        cents: u64,
+        per: Period,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +91,10 @@ pub fn decimal(text: &str) -> Result<f64, Refusal> {
     if fraction.is_some_and(|digits| !all_digits(digits) || digits.len() > DECIMALS_MAX) {
         return Err(refuse(format!("`{text}` is not a number"), help));
     }
-    text.parse().ok().filter(|value: &f64| value.is_finite()).ok_or_else(|| {
-        refuse(format!("`{text}` is not a number"), help)
-    })
+    text.parse()
+        .ok()
+        .filter(|value: &f64| value.is_finite())
+        .ok_or_else(|| refuse(format!("`{text}` is not a number"), help))
 }
 
 /// A whole number without unit: `3`.
@@ -123,7 +127,8 @@ fn amount(text: &str) -> Result<u64, Refusal> {
                 Some('m' | 'g') => "million is `M`, thousand million `G`".to_owned(),
                 _ if text.contains('.') => "a decimal needs `k`, `M` or `G` behind it: `1.5k`".to_owned(),
                 _ if text == "-1" => "no limit is written `unlimited`; 0 means zero".to_owned(),
-                _ => format!("{}: `60 rpm`, `600k tpm`, `1.5M tpm`", refusal.help),
+                _ if all_digits(text) => refusal.help,
+                _ => "write plain decimal digits, as in `60 rpm`, `600k tpm`, `1.5M tpm`".to_owned(),
             };
             Refusal { help, ..refusal }
         });
@@ -140,7 +145,7 @@ fn amount(text: &str) -> Result<u64, Refusal> {
     // Scaled by 10^9 first, so that what is left over shows: `1.5k` is whole, `1.5555k` is not.
     let nanos: u128 = format!("{fraction:0<DECIMALS_MAX$}").parse().unwrap_or(u128::MAX);
     let scaled = u128::from(scale) * (u128::from(whole) * 1_000_000_000 + nanos);
-    if scaled % 1_000_000_000 != 0 {
+    if !scaled.is_multiple_of(1_000_000_000) {
         return Err(refuse(format!("`{text}` is not a whole number"), "use fewer decimals or write it out"));
     }
     let value = u64::try_from(scaled / 1_000_000_000).ok().filter(|value| *value <= MAX_FINITE);
@@ -257,13 +262,62 @@ mod tests {
     #[test]
     fn everything_else_is_refused() {
         for text in [
-            "", " ", "60", "0", "-1", "60rpm", "60  rpm", " 60 rpm", "60 rpm ", "60 rps", "60 RPM", "1e3 rpm",
-            "0x10 rpm", "010 rpm", "00 rpm", "1_000 rpm", "1,000 rpm", ".inf", "inf rpm", "nan rpm", "no", "off",
-            "null", "~", "true", "Unlimited", "UNLIMITED", "unlimited rpm", "-1 rpm", "+1 rpm", "1.5 rpm",
-            "1.5555k rpm", "1.k rpm", ".5k rpm", "1kk rpm", "1kM rpm", "1K rpm", "2m tpm", "k rpm", " rpm", "1.0 rpm",
-            "9007199254740992 tpm", "18446744073709551616 tpm", "9999999G tpm", "1.0000000000k tpm",
-            "99999999999999999999999999999999 tpm", "5 usd", "$5", "$5/week", "$-5/day", "$5.5/day", "5$/day",
-            "$1e3/day", "60\u{a0}rpm", "६० rpm", "60 rpm\n",
+            "",
+            " ",
+            "60",
+            "0",
+            "-1",
+            "60rpm",
+            "60  rpm",
+            " 60 rpm",
+            "60 rpm ",
+            "60 rps",
+            "60 RPM",
+            "1e3 rpm",
+            "0x10 rpm",
+            "010 rpm",
+            "00 rpm",
+            "1_000 rpm",
+            "1,000 rpm",
+            ".inf",
+            "inf rpm",
+            "nan rpm",
+            "no",
+            "off",
+            "null",
+            "~",
+            "true",
+            "Unlimited",
+            "UNLIMITED",
+            "unlimited rpm",
+            "-1 rpm",
+            "+1 rpm",
+            "1.5 rpm",
+            "1.5555k rpm",
+            "1.k rpm",
+            ".5k rpm",
+            "1kk rpm",
+            "1kM rpm",
+            "1K rpm",
+            "2m tpm",
+            "k rpm",
+            " rpm",
+            "1.0 rpm",
+            "9007199254740992 tpm",
+            "18446744073709551616 tpm",
+            "9999999G tpm",
+            "1.0000000000k tpm",
+            "99999999999999999999999999999999 tpm",
+            "5 usd",
+            "$5",
+            "$5/week",
+            "$-5/day",
+            "$5.5/day",
+            "5$/day",
+            "$1e3/day",
+            "60\u{a0}rpm",
+            "६० rpm",
+            "60 rpm\n",
         ] {
             assert!(quantity(text).is_err(), "{text:?} was taken as {:?}", quantity(text));
         }
@@ -274,7 +328,8 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for text in ["", "30", "s", "1.5s", "30 s", "2h", "1m30s", "-1s", "01s", "1e3ms", "9007199254740991m"] {
+        for text in ["", "30", "s", "1.5s", "30 s", "2h", "1m30s", "-1s", "01s", "1e3ms", "9007199254740991m"]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
     }
