@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::diagnostic::{Place, Placed, Report};
+use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::pool::{self, Pool, accept, unknown, within};
+use crate::policy::report::Report;
 use crate::policy::shape::{ModelShape, Named, PolicyFile, Text};
 use crate::policy::tier::{self, Granted, Parts};
 use crate::policy::value;

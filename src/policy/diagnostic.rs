@@ -10,12 +10,8 @@ use std::sync::Arc;
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-/// Most diagnostics of one check; what comes after them is only counted.
-pub const DIAGNOSTICS_MAX: usize = 1_000;
 /// Longest source line that is quoted; a longer one is named by line and column only.
 const QUOTED_LINE_MAX: usize = 4_096;
-/// A name is compared with this many candidates at most.
-const CANDIDATES_MAX: usize = 2_000;
 /// Width of a drawing when nobody says otherwise.
 const WIDTH: usize = 120;
 
@@ -32,6 +28,8 @@ pub enum Severity {
 pub struct Source {
     pub name: String,
     pub text: String,
+    /// Byte at which each line begins.
+    lines: Vec<usize>,
 }
 
 /// Bytes of a source that a value came from.
@@ -63,30 +61,7 @@ pub struct Diagnostic {
     pub help: String,
     place: Option<Place>,
     /// A second place that belongs to the mistake, with its label.
-    also: Option<(Place, String)>,
-}
-
-/// Collects mistakes until a whole directory is read.
-#[derive(Debug, Default)]
-pub struct Report {
-    found: Vec<Diagnostic>,
-    dropped: usize,
-}
-
-/// The candidate that `name` was most likely meant to be.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if name.len() > 256 {
-        return None;
-    }
-    let lower = name.to_lowercase();
-    candidates
-        .into_iter()
-        .take(CANDIDATES_MAX)
-        .filter(|candidate| candidate.len() <= 256)
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1.max(candidate.chars().count().min(lower.len()) / 3))
-        .min()
-        .map(|(_, candidate)| candidate)
+    pub(super) also: Option<(Place, String)>,
 }
 
 /// Every diagnostic drawn, and a last line that counts them.
@@ -113,21 +88,20 @@ pub fn render(diagnostics: &[Diagnostic], colour: bool) -> String {
 // === impl Source ===
 
 impl Source {
-    /// Line and column, both from 1, of a byte.
-    fn line_column(&self, at: usize) -> (usize, usize) {
-        let before = self.text.get(..at).unwrap_or(&self.text);
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        (line, before.get(start..).unwrap_or_default().chars().count() + 1)
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
+        Self { name: name.into(), text, lines }
     }
 
-    /// The lines that hold the first line of `span`, with the byte they begin at.
-    fn lines_around(&self, span: &Range<usize>) -> Option<(usize, &str)> {
-        let before = self.text.get(..span.start)?;
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let rest = self.text.get(start..)?;
-        let line = rest.split('\n').next()?;
-        Some((start, line.strip_suffix('\r').unwrap_or(line)))
+    /// Number from 1 of the line that holds a byte, where it begins, and the line.
+    fn line(&self, at: usize) -> (usize, usize, &str) {
+        let number = self.lines.partition_point(|start| *start <= at);
+        let start = self.lines.get(number.saturating_sub(1)).copied().unwrap_or(0);
+        let end = self.lines.get(number).map_or(self.text.len(), |next| next - 1);
+        let line = self.text.get(start..end).unwrap_or_default();
+        (number, start, line.strip_suffix('\r').unwrap_or(line))
     }
 }
 
@@ -141,7 +115,9 @@ impl Place {
 
     /// Line and column, both from 1.
     pub fn line_column(&self) -> (usize, usize) {
-        self.source.line_column(self.span.start)
+        let (number, start, line) = self.source.line(self.span.start);
+        let before = line.get(..self.span.start.saturating_sub(start)).unwrap_or(line);
+        (number, before.chars().count() + 1)
     }
 }
 
@@ -161,7 +137,7 @@ impl<T> Placed<T> {
 // === impl Diagnostic ===
 
 impl Diagnostic {
-    fn new(severity: Severity, place: Place, message: String, help: String) -> Self {
+    pub(super) fn new(severity: Severity, place: Place, message: String, help: String) -> Self {
         let (line, column) = place.line_column();
         let file = place.source.name.clone();
         Self { severity, file, line, column, message, help, place: Some(place), also: None }
@@ -226,60 +202,6 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-// === impl Report ===
-
-impl Report {
-    pub fn error(&mut self, place: &Place, message: impl Into<String>, help: impl Into<String>) {
-        self.push(Diagnostic::new(Severity::Error, place.clone(), message.into(), help.into()));
-    }
-
-    pub fn warning(&mut self, place: &Place, message: impl Into<String>, help: impl Into<String>) {
-        self.push(Diagnostic::new(Severity::Warning, place.clone(), message.into(), help.into()));
-    }
-
-    /// An error that takes two places to see, like a name that is used twice.
-    pub fn error_and(
-        &mut self,
-        place: &Place,
-        also: (&Place, &str),
-        message: impl Into<String>,
-        help: impl Into<String>,
-    ) {
-        let mut found = Diagnostic::new(Severity::Error, place.clone(), message.into(), help.into());
-        found.also = Some((also.0.clone(), also.1.to_owned()));
-        self.push(found);
-    }
-
-    pub fn push(&mut self, diagnostic: Diagnostic) {
-        if self.found.len() < DIAGNOSTICS_MAX {
-            self.found.push(diagnostic);
-        } else if diagnostic.is_error() {
-            self.dropped += 1;
-        }
-    }
-
-    pub fn has_errors(&self) -> bool {
-        self.dropped > 0 || self.found.iter().any(Diagnostic::is_error)
-    }
-
-    /// By file and place, each mistake once.
-    pub fn finish(mut self) -> Vec<Diagnostic> {
-        let key = |found: &Diagnostic| {
-            (found.file.clone(), found.line, found.column, found.severity, found.message.clone())
-        };
-        self.found.sort_by_cached_key(key);
-        self.found.dedup_by(|a, b| key(a) == key(b));
-        if self.dropped > 0 {
-            self.found.push(Diagnostic::of_file(
-                self.found.last().map_or("", |last| last.file.as_str()).to_owned().as_str(),
-                format!("{} more mistakes are not shown", self.dropped),
-                "correct the ones above and check again",
-            ));
-        }
-        self.found
-    }
-}
-
 /// A source line as it may be shown.
 struct Quoted<'a> {
     text: String,
@@ -294,13 +216,12 @@ struct Quoted<'a> {
 
 impl<'a> Quoted<'a> {
     fn of(place: &'a Place, label: &'a str, kind: AnnotationKind) -> Option<Self> {
-        let (start, line) = place.source.lines_around(&place.span)?;
+        let (number, start, line) = place.source.line(place.span.start);
         if line.len() > QUOTED_LINE_MAX {
             return None;
         }
         let from = place.span.start.checked_sub(start)?.min(line.len());
         let to = place.span.end.checked_sub(start)?.clamp(from, line.len());
-        let (number, _) = place.line_column();
         Some(Self { text: masked(line), span: from..to, line: number, file: &place.source.name, label, kind })
     }
 
@@ -342,14 +263,13 @@ mod tests {
     use super::*;
 
     fn place(text: &str, span: Range<usize>) -> Place {
-        Place { source: Arc::new(Source { name: "a.yaml".into(), text: text.into() }), span }
+        Place { source: Arc::new(Source::new("a.yaml", text)), span }
     }
 
     #[test]
     fn a_caret_stands_under_the_characters_meant_also_behind_wide_ones() {
-        let mut report = Report::default();
-        report.error(&place("a: 1\nÄé: x\n", 11..12), "no `x`", "write 1");
-        let found = report.finish();
+        let place = place("a: 1\nÄé: x\n", 11..12);
+        let found = [Diagnostic::new(Severity::Error, place, "no `x`".to_owned(), "write 1".to_owned())];
         assert_eq!((found[0].line, found[0].column), (2, 5));
         assert_eq!(
             found[0].render(false),
@@ -370,25 +290,6 @@ mod tests {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
         assert_eq!(masked("u: [http://h:1/x, https://i] # a@b"), "u: [http://h:1/x, https://i] # a@b");
-    }
-
-    #[test]
-    fn what_is_dropped_is_counted_and_still_an_error() {
-        let mut report = Report::default();
-        for at in 0..DIAGNOSTICS_MAX {
-            report.warning(&place("a: 1\n", 0..1), format!("{at}"), "-");
-        }
-        assert!(!report.has_errors());
-        report.error(&place("a: 1\n", 0..1), "late", "-");
-        assert!(report.has_errors());
-        assert!(report.finish().last().is_some_and(|last| last.message.starts_with("1 more")));
-    }
-
-    #[test]
-    fn a_hint_is_near_or_absent() {
-        assert_eq!(nearest("wieght", ["weight", "priority"]), Some("weight"));
-        assert_eq!(nearest("VLLM", ["vllm"]), Some("vllm"));
-        assert_eq!(nearest("banana", ["weight", "priority"]), None);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Error, Location, MergeKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
-use crate::policy::diagnostic::{Diagnostic, Place, Placed, Report, Source};
+use crate::policy::diagnostic::{Diagnostic, Place, Placed, Source};
+use crate::policy::report::Report;
 
 /// Largest policy file, refused before it is parsed.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
@@ -51,13 +52,13 @@ pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Option<Node> {
         Err(error) => {
             let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or_default());
             let end = good.len();
-            let source = Arc::new(Source { name: name.to_owned(), text: good.into_owned() });
+            let source = Arc::new(Source::new(name, good));
             let help = "a policy is UTF-8 text; save the file in that encoding";
             report.error(&Place { source, span: end..end }, "a byte that is not UTF-8", help);
             return None;
         }
     };
-    let source = Arc::new(Source { name: name.to_owned(), text: text.to_owned() });
+    let source = Arc::new(Source::new(name, text));
     if text.starts_with('\u{feff}') {
         let help = "save the file as UTF-8 without a BOM";
         report.error(&Place { source, span: 0..0 }, "the file begins with a byte order mark", help);

@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::policy::Policy;
 use crate::policy::check::{self, Product};
-use crate::policy::diagnostic::{Diagnostic, Report};
+use crate::policy::diagnostic::Diagnostic;
 use crate::policy::file::{self, FILE_BYTES_MAX};
+use crate::policy::report::Report;
 use crate::policy::shape;
 
 /// Most policy files of one directory.

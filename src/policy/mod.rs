@@ -15,6 +15,8 @@ pub mod load;
 mod pool;
 pub mod preset;
 #[cfg(feature = "daemon")]
+pub mod report;
+#[cfg(feature = "daemon")]
 mod shape;
 #[cfg(feature = "daemon")]
 mod tier;

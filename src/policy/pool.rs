@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::Uri;
 
-use crate::policy::diagnostic::{Placed, Report, nearest};
+use crate::policy::diagnostic::Placed;
 use crate::policy::preset::{self, NAMES, Preset, SIGNALS, Selector};
+use crate::policy::report::{Report, nearest};
 use crate::policy::shape::{Named, PoolShape, Text, listed};
 use crate::policy::value::{self, Refusal};
 use crate::policy::{OutputCost, PoolPolicy, SignalMap, SourcePolicy};
@@ -73,7 +74,8 @@ pub fn within<T: PartialOrd>(
 
 /// Says that a name is none of those there are, and which was likely meant.
 pub fn unknown(name: &Text, noun: &str, there_are: &[&str], report: &mut Report) {
-    let help = match nearest(&name.value, there_are.iter().copied()) {
+    let candidates = there_are.iter().copied().filter(|_| !report.is_full());
+    let help = match nearest(&name.value, candidates) {
         Some(near) => format!("did you mean `{near}`?"),
         None if there_are.len() > 12 => {
             format!("there are {} of them, none with a similar name", there_are.len())

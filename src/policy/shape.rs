@@ -3,8 +3,9 @@
 //! Everything wrong in a file is reported, so a field that is missing or of the wrong kind is
 //! `None` here and `check` goes on with the rest.
 
-use crate::policy::diagnostic::{Place, Placed, Report, nearest};
+use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::file::{Kind, Node};
+use crate::policy::report::{Report, nearest};
 use crate::wire::table::NAME_BYTES_MAX;
 
 /// Most entries of one list.
@@ -310,7 +311,8 @@ impl<'a> Fields<'a> {
         for (name, node) in &self.entries {
             if node.is_some() && !known.contains(&name.value.as_str()) {
                 let message = format!("{} has no field `{}`", self.what, name.value);
-                let help = match nearest(&name.value, known.iter().copied()) {
+                let candidates = known.iter().copied().filter(|_| !self.report.is_full());
+                let help = match nearest(&name.value, candidates) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("its fields are {}", listed(known)),
                 };

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use crate::policy::Grant;
-use crate::policy::diagnostic::{Place, Placed, Report};
+use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::pool::{accept, within};
+use crate::policy::report::Report;
 use crate::policy::shape::{Named, Text, TierShape};
 use crate::policy::value::{self, Quantity};
 use crate::unit::{Dimension, Limit, TierId, WorkUnit};
