@@ -19,5 +19,7 @@ pub mod enforce;
 pub mod observe;
 #[cfg(feature = "control")]
 pub mod policy;
+#[cfg(feature = "daemon")]
+pub mod publish;
 pub mod unit;
 pub mod wire;
