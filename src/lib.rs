@@ -13,13 +13,21 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "control")]
+pub mod allocate;
+#[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "control")]
+pub mod decide;
 pub mod enforce;
+#[cfg(feature = "control")]
+pub mod estimate;
 #[cfg(feature = "control")]
 pub mod observe;
 #[cfg(feature = "control")]
 pub mod policy;
 #[cfg(feature = "daemon")]
 pub mod publish;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod unit;
 pub mod wire;

@@ -1,16 +1,37 @@
-//! The controller: one pure step that observes, estimates, decides, allocates and seals a table.
+//! The controller: one pure step that estimates, decides, allocates and seals a table.
 //!
-//! [`Controller::tick`] is the only decision in the daemon. It takes no lock, reads no clock and
-//! logs nothing: it returns a [`Tick`], which the shell journals, publishes and counts.
+//! [`Controller::tick`] is the only decision in the daemon; the daemon's loop and the simulator
+//! are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
+//! [`Tick`], which the shell journals, publishes and counts.
 
+mod seal;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::allocate::Allocation;
+use crate::allocate::Bound;
+use crate::allocate::Claim;
+use crate::allocate::allocate;
+use crate::decide::Context;
+use crate::decide::Decision;
+use crate::decide::Law;
+use crate::estimate::Demand;
+use crate::estimate::Estimate;
+use crate::estimate::Nodes;
+use crate::estimate::Pool;
+use crate::estimate::PoolDemand;
+use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::policy::Policy;
-use crate::unit::Instant;
+use crate::policy::PoolPolicy;
+use crate::unit::{Instant, ModelId, PoolId, TierId, WorkUnit};
 use crate::wire::{LimitTable, Stamp};
+
+/// A pool that was contended counts as such for this many ticks more: caps may not flap.
+const CONTENDED_TICKS: u32 = 5;
 
 /// A running control loop: the policy in force and all that is remembered between ticks.
 #[derive(Clone, Debug)]
@@ -25,6 +46,17 @@ pub struct State {
     /// The stamp of the last sealed table. The next one is above it.
     pub stamp: Stamp,
     pub table: Option<Arc<LimitTable>>,
+    nodes: Nodes,
+    pools: BTreeMap<PoolId, PoolState>,
+    /// A policy edit is on its way: limits steer until they arrive.
+    steering: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct PoolState {
+    estimate: Pool,
+    law: Law,
+    contended_ticks: u32,
 }
 
 /// One turn of the loop, nothing thrown away: `GET /v1/status` is the last one as JSON.
@@ -34,13 +66,39 @@ pub struct Tick {
     pub table: Arc<LimitTable>,
     /// The table's version is new.
     pub changed: bool,
+    pub pools: BTreeMap<PoolId, PoolTick>,
+}
+
+/// One pool's turn: estimate, decision with its reason, allocation. Work per second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolTick {
+    pub estimate: Estimate,
+    pub demand: PoolDemand,
+    pub decision: Decision,
+    /// Work per second and unit of weight; none while every demand fits.
+    pub level: Option<f64>,
+    pub contended: bool,
+    pub rows: Vec<RowTick>,
+}
+
+/// One row's part of the allocation, work per second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowTick {
+    pub model: ModelId,
+    pub tier: TierId,
+    pub priority: u32,
+    pub demand: Demand,
+    pub guarantee: f64,
+    /// Before rounding and steering; the table has what is in force.
+    pub limit: f64,
+    pub bound: Bound,
 }
 
 // === impl Controller ===
 
 impl Controller {
-    /// Begins, or continues from `state`. A controller without state passes a default one whose
-    /// `stamp` is the highest that nodes report; the epoch then rises.
+    /// Begins, or continues from `state`. A controller that lost its state passes a default one:
+    /// the first tick then begins above the highest (epoch, version) that nodes report.
     pub fn new(policy: Arc<Policy>, state: State) -> Controller {
         Controller { policy, state }
     }
@@ -53,14 +111,96 @@ impl Controller {
         &self.state
     }
 
-    /// Puts another policy in force from the next tick on. Limits steer to it.
+    /// Puts another policy in force from the next tick on; limits steer to it.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
+        self.state.steering |= policy.digest != self.policy.digest;
+        self.state.pools.retain(|pool, _| policy.pools.contains_key(pool));
         self.policy = policy;
     }
 
     /// One step: what arrived since the last one in, the next table and its reasons out.
     pub fn tick(&mut self, now: Instant, round: &Round) -> Tick {
-        let _ = (now, round);
-        unimplemented!()
+        let policy = Arc::clone(&self.policy);
+        let interval = policy.interval.as_secs_f64();
+        let pool_of = |model: &ModelId| policy.models.get(model).map(|model| model.pool.clone());
+        self.state.nodes.update(now, interval, &round.usage, pool_of);
+        let mut pools = BTreeMap::new();
+        for (id, pool) in &policy.pools {
+            let absent = PoolRound::default();
+            let round = round.pools.get(id).unwrap_or(&absent);
+            pools.insert(id.clone(), self.tick_pool(now, id, pool, round));
+        }
+        let (table, changed) = self.seal(&pools);
+        Tick { now, table, changed, pools }
+    }
+
+    fn tick_pool(&mut self, now: Instant, id: &PoolId, pool: &PoolPolicy, round: &PoolRound) -> PoolTick {
+        let interval = self.policy.interval;
+        let mut rows = self.rows(now, id);
+        let demands: Vec<Demand> = rows.iter().map(|row| row.demand.clone()).collect();
+        let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, &demands);
+        let state = self.state.pools.entry(id.clone()).or_default();
+        let errors = demand.errors_significant;
+        let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, errors);
+        let safe = safe_sum(&self.policy, id).max(initial_per_replica(pool.unit) * estimate.ready);
+        let context = Context { now, interval, slo: pool.slo, safe };
+        let decision = state.law.step(&context, &estimate, &demand);
+        let Allocation { level, grants } = allocate(decision.budget, &claims(&self.policy, &rows));
+        for (row, grant) in rows.iter_mut().zip(grants) {
+            row.limit = grant.limit;
+            row.bound = grant.bound;
+        }
+        let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
+        state.contended_ticks =
+            if contended { CONTENDED_TICKS } else { state.contended_ticks.saturating_sub(1) };
+        PoolTick { estimate, demand, decision, level, contended: state.contended_ticks > 0, rows }
+    }
+
+    /// The rows of a pool, sorted by model and tier, with what was asked of each.
+    fn rows(&self, now: Instant, pool: &PoolId) -> Vec<RowTick> {
+        let interval = self.policy.interval.as_secs_f64();
+        let models = self.policy.models.iter().filter(|(_, model)| model.pool == *pool);
+        models
+            .flat_map(|(model, policy)| policy.tiers.iter().map(move |(tier, grant)| (model, tier, grant)))
+            .map(|(model, tier, grant)| RowTick {
+                model: model.clone(),
+                tier: tier.clone(),
+                priority: grant.priority,
+                demand: self.state.nodes.row(now, interval, model, tier),
+                guarantee: grant.guarantee as f64 / 60.0,
+                limit: 0.0,
+                bound: Bound::Uncontended,
+            })
+            .collect()
+    }
+}
+
+fn claims(policy: &Policy, rows: &[RowTick]) -> Vec<Claim> {
+    let claim = |row: &RowTick| {
+        let grant = policy.models.get(&row.model)?.tiers.get(&row.tier)?;
+        Some(Claim {
+            priority: grant.priority,
+            weight: grant.weight,
+            guarantee: row.guarantee,
+            ceiling: grant.ceiling.as_f64() / 60.0,
+            demand: row.demand.offered,
+        })
+    };
+    rows.iter().filter_map(claim).collect()
+}
+
+/// Sum of what is safe on a pool, work per second.
+fn safe_sum(policy: &Policy, pool: &PoolId) -> f64 {
+    let models = policy.models.values().filter(|model| model.pool == *pool);
+    models.flat_map(|model| model.tiers.values()).map(|grant| grant.safe as f64 / 60.0).sum()
+}
+
+/// What one replica of anything can surely do: where a pool begins that guarantees nothing, work
+/// per second.
+fn initial_per_replica(unit: WorkUnit) -> f64 {
+    match unit {
+        WorkUnit::Tokens => 500.0,
+        WorkUnit::Requests => 0.5,
+        WorkUnit::Images => 0.1,
     }
 }

@@ -1,0 +1,280 @@
+//! From allocation to table: per minute, in integers, damped, steered after a policy edit, and
+//! stamped.
+//!
+//! The version rises only when an entry changes, so entries may not twitch: a limit is republished
+//! when it falls by more than 1 % or rises by more than 3 %.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::allocate::Bound;
+use crate::control::Controller;
+use crate::control::PoolTick;
+use crate::control::RowTick;
+use crate::estimate::NodeDemand;
+use crate::policy::Grant;
+use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId};
+use crate::wire::table::SCHEMA;
+use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp};
+
+/// Kept for nodes that have not reported yet: this part of `safe`.
+const UNLISTED_SHARE: u32 = PPM / 100;
+/// Of the listed share, what is split evenly so that a node that wakes is not at zero.
+const EVEN_PART: f64 = 0.1;
+/// Shares move when one is off by more than this.
+const SHARE_STEP: u32 = PPM / 50;
+/// Part of a pool's caps that the lowest tier leaves free, while contended and otherwise.
+const YIELDS_CONTENDED: f64 = 0.6;
+const YIELDS_IDLE: f64 = 0.1;
+/// Steering: most that a limit moves in one interval.
+const STEER_DOWN: f64 = 0.7;
+const STEER_UP_OF_CEILING: f64 = 0.05;
+
+impl Controller {
+    /// Seals the next table; says whether its version is new.
+    pub(super) fn seal(&mut self, pools: &BTreeMap<PoolId, PoolTick>) -> (Arc<LimitTable>, bool) {
+        let previous = self.state.table.clone();
+        let mut arrived = true;
+        let mut rows = Vec::new();
+        for (model, policy) in &self.policy.models {
+            let Some(pool) = pools.get(&policy.pool) else { continue };
+            for (tier, grant) in &policy.tiers {
+                let Some(tick) = pool.rows.iter().find(|row| row.model == *model && row.tier == *tier) else {
+                    continue;
+                };
+                let old = previous.as_ref().and_then(|table| table.row(model.as_str(), tier.as_str()));
+                let unit = self.policy.pools.get(&policy.pool).map(|pool| pool.unit).unwrap_or_default();
+                // While an edit steers, a loss of capacity is still followed in one step.
+                let steering =
+                    self.state.steering.then(|| STEER_DOWN.min(fall(pool, &policy.pool, &previous)));
+                let (limits, there) = entries(grant, unit.dimension(), tick, old, steering);
+                arrived &= there;
+                let (model, tier) = (model.clone(), tier.clone());
+                let yields = yields(pool, tick.priority);
+                rows.push(Row { model, tier, pool: policy.pool.clone(), yields, limits });
+            }
+        }
+        self.state.steering &= !arrived;
+        let entries = self.pool_entries(pools, previous.as_deref());
+        let mut table = LimitTable {
+            schema: SCHEMA,
+            stamp: self.state.stamp,
+            policy: self.policy.digest.clone(),
+            interval_ms: millis(self.policy.interval),
+            valid_for_ms: millis(self.policy.valid_for()),
+            pools: entries,
+            rows,
+        };
+        let changed = previous.as_deref().is_none_or(|previous| !previous.same_entries(&table));
+        table.stamp = self.next_stamp(changed);
+        self.state.stamp = table.stamp;
+        let table = Arc::new(table);
+        self.state.table = Some(Arc::clone(&table));
+        (table, changed)
+    }
+
+    fn next_stamp(&self, changed: bool) -> Stamp {
+        let own = self.state.stamp;
+        let applied = self.state.nodes.highest_applied().unwrap_or_default();
+        let ahead = (applied.epoch, applied.version) > (own.epoch, own.version);
+        if self.state.table.is_none() || ahead {
+            // Without its predecessor's state a controller cannot know what was published last.
+            let above = own.max(applied);
+            let epoch = above.epoch.saturating_add(1);
+            return Stamp {
+                epoch,
+                version: above.version.saturating_add(1),
+                tick: above.tick.saturating_add(1),
+            };
+        }
+        let rise = u64::from(changed && !cfg!(feature = "bug-version-reused"));
+        Stamp {
+            epoch: own.epoch,
+            version: own.version.saturating_add(rise),
+            tick: own.tick.saturating_add(1),
+        }
+    }
+
+    fn pool_entries(
+        &self,
+        pools: &BTreeMap<PoolId, PoolTick>,
+        previous: Option<&LimitTable>,
+    ) -> BTreeMap<PoolId, PoolEntry> {
+        let mut entries = BTreeMap::new();
+        for (id, tick) in pools {
+            let Some(policy) = self.policy.pools.get(id) else { continue };
+            let old = previous.and_then(|table| table.pools.get(id));
+            let damp = |new: Option<f64>, old: Option<Limit>| match new {
+                Some(new) => damped(Limit::from_f64(round_down(new)), old),
+                None => Limit::Unlimited,
+            };
+            let entry = PoolEntry {
+                unit: policy.unit,
+                output_cost_milli: (tick.estimate.output_cost * 1e3).round() as u64,
+                budget: damp(Some(tick.decision.budget * 60.0), old.map(|old| old.budget)),
+                waiting_work: damp(tick.decision.waiting_work, old.map(|old| old.waiting_work)),
+                in_flight: damp(tick.decision.in_flight.map(f64::ceil), old.map(|old| old.in_flight)),
+                degraded: tick.estimate.freshness != crate::estimate::Freshness::Fresh,
+                shares: shares(&tick.demand.nodes, old.map(|old| &old.shares)),
+                unlisted_share: UNLISTED_SHARE,
+            };
+            entries.insert(id.clone(), entry);
+        }
+        entries
+    }
+}
+
+/// Every dimension of one row, and whether all of them are where the policy wants them.
+fn entries(
+    grant: &Grant,
+    controlled: Dimension,
+    tick: &RowTick,
+    old: Option<&Row>,
+    steering: Option<f64>,
+) -> (BTreeMap<Dimension, Entry>, bool) {
+    let mut limits = BTreeMap::new();
+    let mut arrived = true;
+    let dimensions = grant.tier_limits.keys().chain(grant.key_limits.keys()).chain([&controlled]);
+    for dimension in dimensions {
+        let before = old.and_then(|row| row.limits.get(dimension));
+        let key = grant.key_limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
+        let wanted = if *dimension == controlled {
+            let tier_limit = published(tick, grant, before.map(|entry| entry.tier_limit));
+            let key_limit = key.min(grant.ceiling);
+            Entry {
+                tier_limit,
+                key_limit,
+                safe: Limit::Finite(grant.safe).min(grant.ceiling),
+                ceiling: grant.ceiling,
+            }
+        } else {
+            let tier = grant.tier_limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
+            Entry { tier_limit: tier, key_limit: key.min(tier), safe: tier, ceiling: tier }
+        };
+        let entry = match (before, steering) {
+            (Some(before), Some(down)) => steered(before, &wanted, down),
+            _ => wanted,
+        };
+        arrived &= entry == wanted;
+        limits.insert(*dimension, entry);
+    }
+    (limits, arrived)
+}
+
+/// A row's controlled limit per minute: exact where a policy's number binds, else rounded down to
+/// three digits and damped.
+fn published(tick: &RowTick, grant: &Grant, old: Option<Limit>) -> Limit {
+    let limit = match tick.bound {
+        Bound::Ceiling => return grant.ceiling,
+        Bound::Guarantee => return Limit::Finite(grant.guarantee).min(grant.ceiling),
+        Bound::Priority => Limit::from_f64(round_down(tick.limit * 60.0)),
+        Bound::Uncontended | Bound::FairShare => {
+            Limit::from_f64(round_down(tick.limit * 60.0)).max(Limit::Finite(grant.guarantee))
+        }
+    };
+    damped(limit, old).min(grant.ceiling)
+}
+
+/// A policy edit moves a limit at most 30 % down and 5 % of the ceiling up in one interval; to and
+/// from `unlimited` there is no proportional way.
+fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
+    let steer = |before: Limit, wanted: Limit, ceiling: Limit| match (before, wanted) {
+        (Limit::Finite(from), Limit::Finite(to)) if !cfg!(feature = "bug-no-steer-bound") => {
+            let lowest = (from as f64 * down) as u64;
+            let of = ceiling.finite().unwrap_or(to.max(from));
+            let highest = from.saturating_add(((of as f64 * STEER_UP_OF_CEILING) as u64).max(1));
+            Limit::Finite(to.clamp(lowest.min(highest), highest))
+        }
+        _ => wanted,
+    };
+    let tier_limit = steer(before.tier_limit, wanted.tier_limit, wanted.ceiling);
+    let key_limit = steer(before.key_limit, wanted.key_limit, wanted.ceiling);
+    let safe = steer(before.safe, wanted.safe, wanted.ceiling);
+    // On its way down a limit may still be above the new ceiling; the ceiling comes down with it.
+    let ceiling = wanted.ceiling.max(tier_limit).max(key_limit).max(safe);
+    Entry { tier_limit, key_limit, safe, ceiling }
+}
+
+/// The pool's budget now over its last published one.
+fn fall(pool: &PoolTick, id: &PoolId, previous: &Option<Arc<LimitTable>>) -> f64 {
+    let old = previous.as_ref().and_then(|table| table.pools.get(id)).and_then(|old| old.budget.finite());
+    old.map_or(1.0, |old| pool.decision.budget * 60.0 / (old as f64).max(1.0))
+}
+
+/// Part of the pool's caps that a priority leaves to those above it, ppm.
+fn yields(pool: &PoolTick, priority: u32) -> u32 {
+    let mut ranks: Vec<u32> = pool.rows.iter().map(|row| row.priority).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let rank = ranks.iter().position(|rank| *rank == priority).unwrap_or(0);
+    let last = ranks.len().saturating_sub(1).max(1);
+    let most = if pool.contended { YIELDS_CONTENDED } else { YIELDS_IDLE };
+    (most * rank as f64 / last as f64 * f64::from(PPM)) as u32
+}
+
+/// Shares follow reported demand, equal at first; a silent node keeps what it has, because until
+/// its table runs out it may use it. Old shares stay while they are close.
+fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap<NodeId, u32> {
+    let kept = |node: &NodeDemand| {
+        let share = old.and_then(|old| old.get(&node.node)).copied();
+        if node.silent { Some(share.unwrap_or(0)) } else { None }
+    };
+    let mut pinned: u64 = nodes.iter().filter_map(kept).map(u64::from).sum();
+    let live: Vec<&NodeDemand> = nodes.iter().filter(|node| !node.silent).collect();
+    let all = u64::from(PPM - UNLISTED_SHARE);
+    if live.is_empty() {
+        pinned = pinned.min(all);
+    }
+    let free = all.saturating_sub(pinned) as f64;
+    let offered: f64 = live.iter().map(|node| node.offered).sum();
+    let share = |node: &NodeDemand| {
+        let even = 1.0 / live.len() as f64;
+        let part =
+            if offered > 0.0 { (1.0 - EVEN_PART) * node.offered / offered + EVEN_PART * even } else { even };
+        // Rounded down to a thousandth: the sum stays below one.
+        (part * free / 1e3) as u32 * 1000
+    };
+    let fresh: BTreeMap<NodeId, u32> =
+        nodes.iter().map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node)))).collect();
+    let fresh = if cfg!(feature = "bug-full-limit-per-node") {
+        fresh.into_keys().map(|node| (node, PPM)).collect()
+    } else {
+        fresh
+    };
+    match old {
+        Some(old) if old.keys().eq(fresh.keys()) && close(old, &fresh) => old.clone(),
+        _ => fresh,
+    }
+}
+
+fn close(old: &BTreeMap<NodeId, u32>, new: &BTreeMap<NodeId, u32>) -> bool {
+    let sum: u64 = old.values().map(|share| u64::from(*share)).sum();
+    sum <= u64::from(PPM - UNLISTED_SHARE)
+        && old.values().zip(new.values()).all(|(old, new)| old.abs_diff(*new) <= SHARE_STEP)
+}
+
+/// Three significant digits, down.
+fn round_down(value: f64) -> f64 {
+    if value < 1000.0 {
+        return value.floor();
+    }
+    let step = 10f64.powi(value.log10().floor() as i32 - 2);
+    (value / step).floor() * step
+}
+
+/// Keeps the old limit while the new one is at most 1 % below or 3 % above it.
+fn damped(new: Limit, old: Option<Limit>) -> Limit {
+    match (new, old) {
+        (Limit::Finite(to), Some(Limit::Finite(from)))
+            if to as f64 >= from as f64 * 0.99 && to as f64 <= from as f64 * 1.03 =>
+        {
+            Limit::Finite(from)
+        }
+        _ => new,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

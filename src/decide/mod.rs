@@ -1,0 +1,349 @@
+//! The law: how much a pool may admit, and why.
+//!
+//! AIMD in shape, anchored in measurement. The budget **follows** capacity where that is
+//! measured (ready replicas times the work one delivers while busy) and **steers** everywhere
+//! else: it raises only a limit that binds, cuts at most once per feedback delay, and without
+//! signals drifts to safe. Sources: signals-and-control notes section 4; growth is CUBIC
+//! (RFC 9438); no growth of an unused limit is RFC 7661; significance is a Poisson tail.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{DiscreteCDF, Poisson};
+
+use crate::estimate::Estimate;
+use crate::estimate::Freshness;
+use crate::estimate::PoolDemand;
+use crate::unit::Instant;
+
+/// Publish and scrape delay beyond the interval: one feedback delay is `interval + DELAY`.
+const DELAY: Duration = Duration::from_secs(1);
+/// Part of the SLO that the queue may take before it counts as overload.
+const WAIT_PART_OF_SLO: f64 = 0.4;
+/// Budget over measured capacity while probing: keeps a backlog, and so a measurement, alive.
+const PROBE_MAX: f64 = 1.02;
+/// Where the budget returns to after an overload has drained.
+const RECOVERED: f64 = 0.97;
+/// Growth per tick before the first backlog.
+const SLOW_START: f64 = 1.25;
+/// A limit is used, and may grow, when admissions exceed this part of it.
+const USED: f64 = 0.85;
+/// Most that a steered budget falls in one interval, as the factor that remains.
+const STEER_DOWN: f64 = 0.7;
+/// Most that a steered budget rises in one interval, as a part of measured capacity.
+const STEER_UP: f64 = 0.05;
+/// Seconds in which a probe returns to where it was cut.
+const CUBIC_SECONDS: f64 = 20.0;
+const CUBIC_SCALE: f64 = 0.4;
+/// Arrivals come in bursts: index of dispersion of counts of the Azure trace at 5 s.
+const DISPERSION: f64 = 2.5;
+const SIGNIFICANT: f64 = 0.01;
+/// Waiting requests per replica that count as overload while requests per second are unknown.
+const WAITING_PER_REPLICA: f64 = 5.0;
+/// Time constant of the drift to safe without signals, seconds.
+const DRIFT_SECONDS: f64 = 60.0;
+/// The budget never falls below this part of what the pool could do at its best.
+const FLOOR: f64 = 0.05;
+/// Part of the SLO that admitted work may wait for its first token, by Little's law.
+const WAITING_CAP_PART_OF_SLO: f64 = 0.6;
+/// Room above the saturated batch, as a part of the SLO.
+const IN_FLIGHT_PART_OF_SLO: f64 = 0.2;
+
+/// What is remembered of one pool's decisions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Law {
+    /// Work per second; none before the first decision.
+    budget: Option<f64>,
+    /// Where the budget was last cut from.
+    cut_from: f64,
+    /// What it was cut to.
+    cut_to: f64,
+    cut_at: Instant,
+    /// No second cut and no probe before this.
+    cool_until: Instant,
+    /// The most the pool was ever measured to deliver, work per second.
+    best: f64,
+    /// Mean work of one request.
+    request_work: Option<f64>,
+}
+
+/// What one pool may admit, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Work per second.
+    pub budget: f64,
+    pub motion: Motion,
+    pub reason: Reason,
+    /// Work that may wait for its first token; none before the pool was measured.
+    pub waiting_work: Option<f64>,
+    /// Requests in flight; none before the pool was measured.
+    pub in_flight: Option<f64>,
+    /// Waiting requests above which the pool counts as overloaded.
+    pub waiting_threshold: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Motion {
+    /// The budget went to measured capacity.
+    Follow,
+    /// Nobody measured where it goes: bounded steps.
+    Steer,
+    Hold,
+}
+
+/// Why the budget is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// First decision: the sum of what is safe.
+    Started,
+    /// Ready replicas were lost.
+    CapacityLost,
+    /// Replicas were ready in two scrapes running.
+    CapacityGained,
+    /// Measured capacity fell below the budget.
+    CapacityMeasured,
+    /// Significantly more requests wait than the SLO allows.
+    Overload,
+    /// Some wait, within what the SLO allows.
+    Backlogged,
+    /// An overload drained: back to what was measured.
+    Recovered,
+    /// The limit binds and the pool keeps up.
+    Probing,
+    /// The limit binds and no backlog was seen yet.
+    SlowStart,
+    /// Within one feedback delay of the last cut.
+    Cooling,
+    /// Nobody is refused: raising it would change nothing.
+    NotBinding,
+    /// Signals are older than two intervals.
+    SignalsHeld,
+    /// Signals are older than five intervals.
+    SignalsStale,
+}
+
+/// What a pool's decision needs beside its estimate.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    pub now: Instant,
+    pub interval: Duration,
+    pub slo: Duration,
+    /// Sum of the rows' `safe`, work per second.
+    pub safe: f64,
+}
+
+// === impl Law ===
+
+impl Law {
+    /// One decision.
+    pub fn step(&mut self, context: &Context, estimate: &Estimate, demand: &PoolDemand) -> Decision {
+        self.learn(estimate, demand);
+        let threshold = self.waiting_threshold(context, estimate, demand);
+        let (budget, motion, reason) = self.decide(context, estimate, demand, threshold);
+        let floor = (FLOOR * self.best).max(1.0);
+        let budget = budget.max(floor);
+        self.budget = Some(budget);
+        let slo = context.slo.as_secs_f64();
+        // While a lost pool counts no replica, one is left room for: a cap of nothing could not
+        // be seen to recover.
+        let ready = estimate.ready.max(1.0);
+        let capacity = estimate.per_replica.map(|rate| rate * ready);
+        let starts = capacity.zip(self.request_work).map(|(capacity, work)| capacity / work.max(1.0));
+        let saturated = estimate.running_saturated.map(|running| running * ready);
+        Decision {
+            budget,
+            motion,
+            reason,
+            waiting_work: capacity.map(|capacity| WAITING_CAP_PART_OF_SLO * slo * capacity),
+            in_flight: saturated.zip(starts).map(|(n, starts)| n + IN_FLIGHT_PART_OF_SLO * slo * starts),
+            waiting_threshold: threshold,
+        }
+    }
+
+    pub fn budget(&self) -> Option<f64> {
+        self.budget
+    }
+
+    fn learn(&mut self, estimate: &Estimate, demand: &PoolDemand) {
+        if let Some(capacity) = estimate.capacity {
+            self.best = self.best.max(capacity);
+        }
+        if demand.admitted.requests > 0.0 {
+            let seen = demand.admitted.work / demand.admitted.requests;
+            let mean = self.request_work.get_or_insert(seen);
+            *mean += 0.2 * (seen - *mean);
+        }
+    }
+
+    fn waiting_threshold(&self, context: &Context, estimate: &Estimate, demand: &PoolDemand) -> f64 {
+        let starts = match (estimate.capacity, self.request_work) {
+            (Some(capacity), Some(work)) => Some(capacity / work.max(1.0)),
+            _ if demand.admitted.requests > 0.0 => Some(demand.admitted.requests),
+            _ => None,
+        };
+        match starts {
+            Some(starts) => (WAIT_PART_OF_SLO * context.slo.as_secs_f64() * starts).max(1.0),
+            None => (WAITING_PER_REPLICA * estimate.ready).max(1.0),
+        }
+    }
+
+    fn decide(
+        &mut self,
+        context: &Context,
+        estimate: &Estimate,
+        demand: &PoolDemand,
+        threshold: f64,
+    ) -> (f64, Motion, Reason) {
+        let Some(budget) = self.budget else {
+            return (context.safe, Motion::Steer, Reason::Started);
+        };
+        match estimate.freshness {
+            Freshness::Held => return (budget, Motion::Hold, Reason::SignalsHeld),
+            Freshness::Stale => return self.drift(context, budget),
+            Freshness::Fresh => {}
+        }
+        let budget = match self.follow_replicas(context, estimate, budget) {
+            Ok(budget) => budget,
+            Err(followed) => return followed,
+        };
+        if estimate.waiting > threshold && overloaded(estimate.waiting, threshold) {
+            return self.cut(context, estimate, budget, threshold);
+        }
+        let (budget, motion, reason) = if estimate.waiting > threshold / 2.0 {
+            let held = estimate.capacity.map_or(budget, |capacity| {
+                if estimate.waiting > threshold { budget.min(capacity) } else { budget }
+            });
+            (held, Motion::Hold, Reason::Backlogged)
+        } else {
+            self.clear(context, estimate, demand, budget)
+        };
+        match estimate.capacity {
+            Some(capacity) if budget > capacity * PROBE_MAX => {
+                (capacity * PROBE_MAX, Motion::Follow, Reason::CapacityMeasured)
+            }
+            _ => (budget, motion, reason),
+        }
+    }
+
+    /// Without signals nothing rises, and the budget goes to safe slowly: what died may be the
+    /// scraper.
+    fn drift(&self, context: &Context, budget: f64) -> (f64, Motion, Reason) {
+        if cfg!(feature = "bug-raise-on-stale") {
+            return (budget * 1.1, Motion::Steer, Reason::SignalsStale);
+        }
+        let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
+        let drifted = (budget * keep).max(context.safe.min(budget));
+        (drifted, Motion::Steer, Reason::SignalsStale)
+    }
+
+    /// Feed-forward: a change of ready replicas is a known change of capacity. `Ok` passes the
+    /// budget on to the rest of the law.
+    fn follow_replicas(
+        &mut self,
+        context: &Context,
+        estimate: &Estimate,
+        budget: f64,
+    ) -> Result<f64, (f64, Motion, Reason)> {
+        let (before, ready) = (estimate.ready_before, estimate.ready);
+        if (ready - before).abs() < 1e-9 || before <= 0.0 && estimate.capacity.is_none() {
+            return Ok(budget);
+        }
+        self.cool_until = context.now + context.interval + DELAY;
+        let scaled = if before > 0.0 { budget * ready / before } else { 0.0 };
+        self.cut_from = if before > 0.0 { self.cut_from * ready / before } else { self.cut_from };
+        if ready < before {
+            return Err((scaled, Motion::Follow, Reason::CapacityLost));
+        }
+        let Some(capacity) = estimate.capacity else {
+            // Nothing was measured of one replica, so nothing is known of one more.
+            return Ok(budget);
+        };
+        let gained = scaled.max(RECOVERED * capacity).min(PROBE_MAX * capacity);
+        Err((gained.max(budget.min(PROBE_MAX * capacity)), Motion::Follow, Reason::CapacityGained))
+    }
+
+    /// Significantly more wait than the SLO allows: cut to what drains the excess in `e` feedback
+    /// delays (critically damped; faster cuts oscillate), at most once per feedback delay.
+    fn cut(
+        &mut self,
+        context: &Context,
+        estimate: &Estimate,
+        budget: f64,
+        threshold: f64,
+    ) -> (f64, Motion, Reason) {
+        let delay = (context.interval + DELAY).as_secs_f64();
+        let target = match estimate.capacity {
+            Some(capacity) => {
+                let excess = estimate.waiting - threshold / 2.0;
+                let drain = excess * self.request_work.unwrap_or(0.0) / (std::f64::consts::E * delay);
+                (capacity - drain).max(STEER_DOWN * capacity)
+            }
+            None => {
+                let severity = (0.7 * (1.0 - threshold / estimate.waiting)).clamp(0.05, 1.0 - STEER_DOWN);
+                budget * (1.0 - severity)
+            }
+        };
+        if target >= budget {
+            return (budget, Motion::Hold, Reason::Overload);
+        }
+        if context.now < self.cool_until && !cfg!(feature = "bug-cut-every-tick") {
+            // Capacity itself is not a matter of cooling: going down to it is following.
+            let followed = estimate.capacity.map_or(budget, |capacity| budget.min(capacity));
+            let motion = if followed < budget { Motion::Follow } else { Motion::Hold };
+            return (followed, motion, Reason::Cooling);
+        }
+        self.cool_until = context.now + context.interval + DELAY;
+        self.cut_at = context.now;
+        self.cut_from = estimate.capacity.unwrap_or(budget);
+        self.cut_to = estimate.capacity.map_or(target, |capacity| RECOVERED * capacity);
+        (target, Motion::Steer, Reason::Overload)
+    }
+
+    /// Nobody waits for long.
+    fn clear(
+        &mut self,
+        context: &Context,
+        estimate: &Estimate,
+        demand: &PoolDemand,
+        budget: f64,
+    ) -> (f64, Motion, Reason) {
+        if context.now < self.cool_until {
+            return (budget, Motion::Hold, Reason::Cooling);
+        }
+        let Some(capacity) = estimate.capacity else {
+            let used = demand.admitted.work > USED * budget;
+            if demand.binding && used {
+                return (budget * SLOW_START, Motion::Steer, Reason::SlowStart);
+            }
+            return (budget, Motion::Hold, Reason::NotBinding);
+        };
+        if budget < RECOVERED * capacity {
+            return (RECOVERED * capacity, Motion::Follow, Reason::Recovered);
+        }
+        if !demand.binding {
+            return (budget, Motion::Hold, Reason::NotBinding);
+        }
+        let probed = self.cubic(context, capacity).max(budget);
+        let bounded = probed.min(budget + STEER_UP * capacity).min(PROBE_MAX * capacity).max(budget);
+        (bounded, Motion::Steer, Reason::Probing)
+    }
+
+    /// CUBIC (RFC 9438) in time since the last cut, scaled so that it is back after
+    /// [`CUBIC_SECONDS`]·K.
+    fn cubic(&self, context: &Context, capacity: f64) -> f64 {
+        let from = if self.cut_from > 0.0 { self.cut_from } else { capacity };
+        let to = if self.cut_to > 0.0 { self.cut_to } else { RECOVERED * capacity };
+        let offset = ((1.0 - to / from).max(0.0) / CUBIC_SCALE).cbrt();
+        let elapsed = context.now.seconds_since(self.cut_at) / CUBIC_SECONDS;
+        from * (1.0 + CUBIC_SCALE * (elapsed - offset).powi(3))
+    }
+}
+
+/// Is `waiting` significantly above `threshold`, for arrivals that come in bursts?
+fn overloaded(waiting: f64, threshold: f64) -> bool {
+    let count = (waiting / DISPERSION) as u64;
+    Poisson::new(threshold / DISPERSION)
+        .is_ok_and(|poisson| poisson.sf(count.saturating_sub(1)) < SIGNIFICANT)
+}

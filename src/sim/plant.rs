@@ -1,0 +1,149 @@
+//! Replicas under the simulated clock: continuous batches behind the metrics a scrape would show.
+
+use std::time::Duration;
+
+use crate::observe::{Outcome, PoolRound, Reading, Signals};
+use crate::sim::batch::{Batch, Shape, Token};
+use crate::sim::scenario::{OUTPUT_COST, Scenario};
+use crate::unit::{Instant, ReplicaId};
+
+#[derive(Debug)]
+pub struct Plant {
+    replicas: Vec<Replica>,
+}
+
+#[derive(Debug)]
+struct Replica {
+    id: ReplicaId,
+    batch: Batch,
+    alive: bool,
+    muted: bool,
+    prompt_tokens: u64,
+    output_tokens: u64,
+}
+
+// === impl Plant ===
+
+impl Plant {
+    pub fn new(scenario: &Scenario) -> Plant {
+        let replica = |at: usize| Replica {
+            id: ReplicaId::new(format!("replica-{at}")),
+            batch: Batch::new(shape(scenario, 1.0)),
+            alive: true,
+            muted: false,
+            prompt_tokens: 0,
+            output_tokens: 0,
+        };
+        Plant { replicas: (0..scenario.replicas).map(replica).collect() }
+    }
+
+    pub fn alive(&self) -> usize {
+        self.replicas.iter().filter(|replica| replica.alive).count()
+    }
+
+    /// The living replica with the fewest requests; none when all are dead.
+    pub fn least_loaded(&self) -> Option<usize> {
+        let load = |replica: &Replica| replica.batch.running() + replica.batch.waiting();
+        let living = self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive);
+        living.min_by_key(|(_, replica)| load(replica)).map(|(at, _)| at)
+    }
+
+    pub fn submit(&mut self, now: Instant, at: usize, id: u64, prompt: u64, output: u64) -> bool {
+        let small = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+        self.replicas.get_mut(at).is_some_and(|replica| {
+            replica.alive && replica.batch.submit(now, id, small(prompt), small(output)).is_ok()
+        })
+    }
+
+    pub fn abort(&mut self, at: usize, id: u64) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.batch.abort(id);
+        }
+    }
+
+    /// When the next step of any replica ends.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.replicas.iter().filter_map(|replica| replica.batch.next_wake()).min()
+    }
+
+    pub fn step(&mut self, now: Instant) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for replica in &mut self.replicas {
+            let delivered = replica.batch.step(now);
+            replica.prompt_tokens += delivered.prompt_tokens;
+            replica.output_tokens += delivered.output_tokens;
+            tokens.extend(delivered.tokens);
+        }
+        tokens
+    }
+
+    /// A process that dies takes its sequences with it and starts its counters anew.
+    pub fn die(&mut self, at: usize, scenario: &Scenario) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.alive = false;
+            replica.batch = Batch::new(shape(scenario, 1.0));
+            (replica.prompt_tokens, replica.output_tokens) = (0, 0);
+        }
+    }
+
+    pub fn revive(&mut self, at: usize) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.alive = true;
+        }
+    }
+
+    pub fn mute(&mut self, at: usize, muted: bool) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.muted = muted;
+        }
+    }
+
+    pub fn slow(&mut self, at: usize, part: f64, scenario: &Scenario) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.batch.reshape(shape(scenario, part));
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.replicas.len()
+    }
+
+    pub fn queued(&self) -> usize {
+        self.replicas.iter().map(|replica| replica.batch.waiting()).sum()
+    }
+
+    pub fn in_service(&self) -> usize {
+        self.replicas.iter().map(|replica| replica.batch.waiting() + replica.batch.running()).sum()
+    }
+
+    /// What a scrape of every replica shows.
+    pub fn scrape(&self, now: Instant) -> PoolRound {
+        let reading = |replica: &Replica| {
+            let outcome = match (replica.muted, replica.alive) {
+                (true, _) => Outcome::Silent("timeout".to_owned()),
+                (false, false) => Outcome::Down("connection refused".to_owned()),
+                (false, true) => Outcome::Up(Signals {
+                    running: Some(replica.batch.running() as f64),
+                    waiting: Some(replica.batch.waiting() as f64),
+                    work_done: Some(replica.prompt_tokens as f64),
+                    work_done_output: Some(replica.output_tokens as f64),
+                    latency: None,
+                    errors: None,
+                }),
+            };
+            Reading { replica: replica.id.clone(), at: now, outcome }
+        };
+        PoolRound { replicas: self.replicas.iter().map(reading).collect(), failed: None }
+    }
+}
+
+fn shape(scenario: &Scenario, part: f64) -> Shape {
+    Shape {
+        rate: (scenario.replica_rate * part) as u32,
+        slots: scenario.slots,
+        output_cost: OUTPUT_COST as u32,
+        prefill_per_step: 2048,
+        step_min: Duration::from_millis(20),
+        queue_max: 10_000,
+    }
+}
