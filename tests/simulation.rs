@@ -3,7 +3,6 @@
 //! `TIDEGATE_SEEDS=N` runs N seeds (default 20), `TIDEGATE_SEED=S` one alone.
 #![cfg(feature = "sim")]
 
-
 use tidegate::sim::Outcome;
 use tidegate::sim::Scenario;
 use tidegate::sim::World;
@@ -40,7 +39,13 @@ fn every_promise_holds_for_every_seed() {
         started.elapsed().as_secs_f64()
     );
     for broken in &broken {
-        println!("seed {} at {:.1} s: {:?}: {}", broken.seed, broken.at.0 as f64 / 1e9, broken.promise, broken.detail);
+        println!(
+            "seed {} at {:.1} s: {:?}: {}",
+            broken.seed,
+            broken.at.0 as f64 / 1e9,
+            broken.promise,
+            broken.detail
+        );
     }
     assert!(broken.is_empty(), "{} promises broken; rerun one with TIDEGATE_SEED=<seed>", broken.len());
 }

@@ -141,7 +141,8 @@ impl Publications {
         let (from, to) = (before.decision.budget, decision.budget);
         let capacity = estimate.capacity.unwrap_or(f64::INFINITY);
         if estimate.freshness != Freshness::Fresh && to > from * 1.0001 {
-            found.push((Promise::NoRaiseBlind, format!("{from} to {to} on {:?} signals", estimate.freshness)));
+            found
+                .push((Promise::NoRaiseBlind, format!("{from} to {to} on {:?} signals", estimate.freshness)));
         }
         if decision.motion == Motion::Steer && decision.reason == Reason::Overload {
             let reference = from.min(capacity);

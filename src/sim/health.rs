@@ -117,10 +117,16 @@ impl Health {
             found.push(format!("admitted {:.3} of what was offered and fits", self.admitted / could));
         }
         if self.budgets_high * 10 > self.ticks {
-            found.push(format!("budget above 1.1 x capacity in {} of {} ticks", self.budgets_high, self.ticks));
+            found.push(format!(
+                "budget above 1.1 x capacity in {} of {} ticks",
+                self.budgets_high, self.ticks
+            ));
         }
         if self.budgets_low * 4 > self.ticks {
-            found.push(format!("binding budget below .8 x capacity in {} of {} ticks", self.budgets_low, self.ticks));
+            found.push(format!(
+                "binding budget below .8 x capacity in {} of {} ticks",
+                self.budgets_low, self.ticks
+            ));
         }
         for ((window, tier), (offered, admitted)) in &self.windows {
             let whole = (*window as f64 * WINDOW >= self.from) && ((*window + 1) as f64 * WINDOW <= self.to);

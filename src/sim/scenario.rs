@@ -45,26 +45,54 @@ pub struct Tenant {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// Replicas die with what they were serving.
-    Die { replicas: Vec<usize> },
-    Revive { replicas: Vec<usize> },
+    Die {
+        replicas: Vec<usize>,
+    },
+    Revive {
+        replicas: Vec<usize>,
+    },
     /// Scrapes of these replicas time out, though they serve.
-    Mute { replicas: Vec<usize> },
-    Unmute { replicas: Vec<usize> },
+    Mute {
+        replicas: Vec<usize>,
+    },
+    Unmute {
+        replicas: Vec<usize>,
+    },
     /// One replica serves at a part of its rate, and says nothing of it.
-    Slow { replica: usize, part: f64 },
+    Slow {
+        replica: usize,
+        part: f64,
+    },
     /// The node and the controller do not hear each other.
-    Partition { node: usize },
-    Rejoin { node: usize },
+    Partition {
+        node: usize,
+    },
+    Rejoin {
+        node: usize,
+    },
     /// The controller is killed; it comes back with its state, or without.
-    Kill { keep_state: bool, back_after: f64 },
+    Kill {
+        keep_state: bool,
+        back_after: f64,
+    },
     /// The node starts anew from the table on its disk.
-    RestartNode { node: usize },
+    RestartNode {
+        node: usize,
+    },
     /// A table from the past is offered again.
-    Replay { node: usize },
+    Replay {
+        node: usize,
+    },
     /// One tier asks this many times as much.
-    Flood { tier: usize, factor: f64 },
+    Flood {
+        tier: usize,
+        factor: f64,
+    },
     /// An operator halves, or doubles back, one tier's ceiling.
-    EditCeiling { tier: usize, factor: f64 },
+    EditCeiling {
+        tier: usize,
+        factor: f64,
+    },
     /// Everything is as at the start.
     Heal,
 }
@@ -87,7 +115,18 @@ impl Scenario {
         let delay = chance.between(0.01, 0.3);
         let hang_ups = if chance.happens(0.5) { chance.between(0.0, 0.1) } else { 0.0 };
         Scenario {
-            seed, seconds, healed_at, replicas, replica_rate, slots, nodes, tenants, policy, faults, delay, hang_ups,
+            seed,
+            seconds,
+            healed_at,
+            replicas,
+            replica_rate,
+            slots,
+            nodes,
+            tenants,
+            policy,
+            faults,
+            delay,
+            hang_ups,
         }
     }
 

@@ -337,7 +337,8 @@ impl World {
     }
 
     fn settle(&mut self, flight: Flight, settlement: Settlement) {
-        let Some(node) = self.nodes.get_mut(flight.node).filter(|node| node.instance == flight.instance) else {
+        let Some(node) = self.nodes.get_mut(flight.node).filter(|node| node.instance == flight.instance)
+        else {
             // The node's process died with it.
             return;
         };
