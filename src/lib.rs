@@ -25,6 +25,8 @@ pub mod estimate;
 pub mod observe;
 #[cfg(feature = "control")]
 pub mod policy;
+#[cfg(feature = "daemon")]
+pub mod publish;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod unit;

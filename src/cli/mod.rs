@@ -4,6 +4,7 @@ mod check;
 mod control;
 mod demo;
 mod enforce;
+mod log;
 
 use std::process::ExitCode;
 

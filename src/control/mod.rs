@@ -4,7 +4,17 @@
 //! are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
 //! [`Tick`], which the shell journals, publishes and counts.
 
+#[cfg(feature = "daemon")]
+pub mod metrics;
+#[cfg(feature = "daemon")]
+pub mod reload;
+#[cfg(feature = "daemon")]
+mod resume;
+#[cfg(feature = "daemon")]
+pub mod run;
 mod seal;
+#[cfg(feature = "daemon")]
+mod turn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,6 +3,21 @@
 //! A failed scrape is a reading too. `None` means not reported; a number here is finite and not
 //! negative, everything else was turned away at the border.
 
+#[cfg(feature = "daemon")]
+pub mod exposition;
+#[cfg(feature = "daemon")]
+mod fetch;
+#[cfg(feature = "daemon")]
+pub mod prometheus;
+#[cfg(feature = "daemon")]
+pub mod promql;
+#[cfg(feature = "daemon")]
+pub mod scrape;
+#[cfg(feature = "daemon")]
+pub mod select;
+#[cfg(feature = "daemon")]
+pub mod sources;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

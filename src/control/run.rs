@@ -1,0 +1,250 @@
+//! The daemon, from its options to its last answer: takes the state directory, goes on where
+//! the last one stopped, listens, turns, drains.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::control::metrics::{Metrics, Seen};
+use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
+use crate::control::resume::{first_policy, resume};
+use crate::control::turn::{Disk, Turns};
+use crate::control::{Controller, State};
+use crate::observe::sources::Sources;
+use crate::publish::board::{Board, ReloadRequest, Reloaded};
+use crate::publish::journal::JOURNAL_BYTES_MAX;
+use crate::publish::lock::StateLock;
+use crate::publish::server::{Server, tls_config};
+use crate::publish::token::Token;
+use crate::unit::{Clock, SystemClock};
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of policy files.
+    pub policies: PathBuf,
+    pub loader: Loader,
+    /// Directory that belongs to this controller alone; made when absent.
+    pub state: PathBuf,
+    pub listen: SocketAddr,
+    /// PEM files: certificate chain and key.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Made in the state directory unless stated.
+    pub token_file: Option<PathBuf>,
+    pub journal_bytes_max: u64,
+    /// Without state, how long node reports are collected before the first tick; the policy's
+    /// interval unless stated.
+    pub collect: Option<Duration>,
+}
+
+/// Why a controller did not start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The options do not go together.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A controller at work.
+#[derive(Debug)]
+pub struct Running {
+    pub addr: SocketAddr,
+    pub token: Token,
+    scheme: &'static str,
+    board: Arc<Board>,
+    server: Server,
+    stop: watch::Sender<bool>,
+    turns: JoinHandle<Result<(), String>>,
+    reloader: JoinHandle<()>,
+}
+
+// === impl Options ===
+
+impl Options {
+    /// On a free port of loopback.
+    pub fn new(policies: impl Into<PathBuf>, state: impl Into<PathBuf>, loader: Loader) -> Options {
+        Options {
+            policies: policies.into(),
+            loader,
+            state: state.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tls: None,
+            token_file: None,
+            journal_bytes_max: JOURNAL_BYTES_MAX,
+            collect: None,
+        }
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let alone = self.listen.ip().is_loopback();
+        if !alone && (self.tls.is_none() || self.token_file.is_none()) {
+            return Err(StartError::Usage(format!(
+                "listening on {} would show tables to the network in the clear and let anyone write: \
+                 give --tls-cert, --tls-key and --token-file, or listen on 127.0.0.1",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Starts a controller; returns once it listens.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running.
+pub async fn start(options: Options) -> Result<Running, StartError> {
+    options.check()?;
+    let tls = options.tls.as_ref().map(|(cert, key)| tls_config(cert, key)).transpose().map_err(failed)?;
+    std::fs::create_dir_all(&options.state)
+        .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
+    let mut lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
+    let token = match &options.token_file {
+        Some(path) => Token::read(path),
+        None => Token::read_or_create(&options.state),
+    };
+    let token = token.map_err(failed)?;
+    let metrics = Metrics::new().map_err(failed)?;
+    let seen = fingerprint(&options.policies);
+    let loaded = policy(&options, &metrics)?;
+    let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
+
+    let (reloads, requests) = mpsc::channel(16);
+    let (accepted, policies) = watch::channel(Arc::new(loaded));
+    let page = metrics.clone();
+    let reads_need_token = !options.listen.ip().is_loopback();
+    let board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
+    let board = Arc::new(board);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let server = Server::start(listener, tls, Arc::clone(&board)).map_err(failed)?;
+    let addr = server.addr;
+    if let Err(error) = lock.announce(&addr.to_string()) {
+        tracing::warn!(%error, "the lock file could not be written");
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
+    let settling = Settling::new(seen, clock.now());
+    let (stop, stopped) = watch::channel(false);
+    let disk = Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, lock };
+    let from = Begin { state: resumed.state, collect: options.collect };
+    let turns = turns(from, disk, policies, &clock, &board, &metrics).map_err(failed)?;
+    let turns = tokio::spawn(first_listen(turns, stopped));
+    let (dir, loader) = (options.policies, options.loader);
+    let reloader = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
+    let reloader = tokio::spawn(reloader.run());
+    tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
+    Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
+}
+
+fn failed(error: impl ToString) -> StartError {
+    StartError::Failed(error.to_string())
+}
+
+fn policy(options: &Options, metrics: &Metrics) -> Result<Loaded, StartError> {
+    let (loaded, refused) =
+        first_policy(&options.policies, &options.state, &options.loader).map_err(StartError::Failed)?;
+    metrics.reloaded(refused.is_none());
+    if let Some(diagnostics) = refused {
+        tracing::error!(diagnostics, "policy refused; started with the last good one");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(loaded)
+}
+
+/// Where the loop begins.
+struct Begin {
+    state: Option<State>,
+    collect: Option<Duration>,
+}
+
+/// How long to collect reports, and the loop that follows.
+struct Prepared {
+    collect: Duration,
+    turns: Turns,
+}
+
+fn turns(
+    from: Begin,
+    disk: Disk,
+    accepted: watch::Receiver<Arc<Loaded>>,
+    clock: &Arc<dyn Clock>,
+    board: &Arc<Board>,
+    metrics: &Metrics,
+) -> Result<Prepared, String> {
+    let policy = Arc::clone(&accepted.borrow().policy);
+    let sources = Sources::new(Arc::clone(clock), &policy)?;
+    let collect = match from.state {
+        Some(_) => Duration::ZERO,
+        None => from.collect.unwrap_or(policy.interval),
+    };
+    let turns = Turns {
+        controller: Controller::new(policy, from.state.unwrap_or_default()),
+        clock: Arc::clone(clock),
+        sources,
+        board: Arc::clone(board),
+        metrics: metrics.clone(),
+        seen: Seen::default(),
+        accepted,
+        disk: Some(disk),
+    };
+    Ok(Prepared { collect, turns })
+}
+
+/// Without state the nodes know how far versions had come: they are heard before the first tick.
+async fn first_listen(prepared: Prepared, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
+    tokio::select! {
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+        () = tokio::time::sleep(prepared.collect) => {}
+    }
+    prepared.turns.run(stopped).await
+}
+
+// === impl Running ===
+
+impl Running {
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.addr)
+    }
+
+    /// Reads the policy directory now.
+    ///
+    /// # Errors
+    /// Every diagnostic; the last good policy stays in force.
+    pub async fn reload(&self) -> Reloaded {
+        let stopped = || "the controller is stopping".to_owned();
+        let (respond, response): (ReloadRequest, _) = oneshot::channel();
+        self.board.reloads.send(respond).await.map_err(|_| stopped())?;
+        response.await.map_err(|_| stopped())?
+    }
+
+    /// Resolves only when the loop has ended by itself, which it never should; says why.
+    pub async fn ended(&mut self) -> String {
+        match (&mut self.turns).await {
+            Ok(Ok(())) => "the control loop has stopped".to_owned(),
+            Ok(Err(reason)) => reason,
+            Err(error) => format!("the control loop broke: {error}"),
+        }
+    }
+
+    /// Finishes the turn, answers whoever waits and drains the rest, ten seconds at most.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        self.reloader.abort();
+        let turns = async {
+            if !self.turns.is_finished() {
+                let _ = self.turns.await;
+            }
+        };
+        let drained = async { tokio::join!(turns, self.server.shutdown()) };
+        let _ = tokio::time::timeout(crate::publish::server::DRAIN, drained).await;
+    }
+}

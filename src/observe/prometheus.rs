@@ -1,0 +1,261 @@
+//! A Prometheus-compatible server as the source of one pool: a query a signal, side by side
+//! under one deadline, and the readings they make together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::{Method, Request};
+use http_body_util::Full;
+use tokio::task::JoinSet;
+
+use crate::observe::fetch::Fetcher;
+use crate::observe::promql::{ANSWER_BYTES_MAX, Answer, answer, down_query, query};
+use crate::observe::select::{Signal, outcome_of};
+use crate::observe::{Outcome, PoolRound, Reading};
+use crate::policy::SignalMap;
+use crate::unit::{Instant, PoolId, ReplicaId};
+
+/// An instance that no query names any more is reported silent this often, then forgotten.
+const ABSENCES_MAX: u32 = 30;
+/// Most instances remembered.
+const INSTANCES_MAX: usize = 10_000;
+
+/// One pool's queries and the instances they have named before.
+#[derive(Debug)]
+pub struct PrometheusSource {
+    url: String,
+    queries: BTreeMap<Signal, String>,
+    /// Instance to the number of rounds it has been absent.
+    known: BTreeMap<String, u32>,
+}
+
+/// What was asked for: a signal, or which instances the server cannot reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    Signal(Signal),
+    Down,
+}
+
+/// One round's answers, complete enough to be believed.
+#[derive(Debug, Default)]
+struct Answers {
+    signals: BTreeMap<Signal, Answer>,
+    down: Answer,
+}
+
+// === impl PrometheusSource ===
+
+impl PrometheusSource {
+    pub fn new(url: &str, map: &SignalMap) -> PrometheusSource {
+        let queries = Signal::ALL
+            .iter()
+            .filter_map(|signal| Some((*signal, query(*signal, signal.alternatives(map))?)));
+        PrometheusSource {
+            url: format!("{}/api/v1/query", url.trim_end_matches('/')),
+            queries: queries.collect(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Asks everything and reads the answers. `now` is asked for once the first query is out:
+    /// sample ages count from the server's evaluation.
+    pub async fn read(
+        &mut self,
+        fetcher: &Fetcher,
+        pool: &PoolId,
+        now: impl Fn() -> Instant,
+        deadline: Duration,
+    ) -> PoolRound {
+        let mut asked: BTreeMap<Asked, String> =
+            self.queries.iter().map(|(signal, text)| (Asked::Signal(*signal), text.clone())).collect();
+        if let Some(text) = down_query(self.known.keys().map(String::as_str)) {
+            asked.insert(Asked::Down, text);
+        }
+        let mut queries = JoinSet::new();
+        for (what, text) in asked {
+            let (fetcher, url) = (fetcher.clone(), self.url.clone());
+            queries.spawn(async move { (what, ask(&fetcher, &url, &text, deadline).await) });
+        }
+        let sent = now();
+        let mut answers = Answers::default();
+        let mut failed = None;
+        while let Some(joined) = queries.join_next().await {
+            match joined {
+                Ok((Asked::Signal(signal), Ok(answer))) => {
+                    answers.signals.insert(signal, answer);
+                }
+                Ok((Asked::Down, Ok(answer))) => answers.down = answer,
+                // Shown, or told by absence as well: no reason to disbelieve the rest.
+                Ok((Asked::Signal(Signal::Latency) | Asked::Down, Err(_))) => {}
+                Ok((Asked::Signal(signal), Err(reason))) => {
+                    failed.get_or_insert(format!("{}: {reason}", signal.name()));
+                }
+                Err(error) => {
+                    failed.get_or_insert(format!("a query ended early: {error}"));
+                }
+            }
+        }
+        if failed.is_some() {
+            return PoolRound { replicas: Vec::new(), failed };
+        }
+        PoolRound { replicas: self.readings(pool, &answers, sent), failed: None }
+    }
+
+    /// Every instance an answer names, and those that answers named before.
+    fn readings(&mut self, pool: &PoolId, answers: &Answers, sent: Instant) -> Vec<Reading> {
+        let mut readings = BTreeMap::new();
+        let named: std::collections::BTreeSet<&String> =
+            answers.signals.values().flat_map(BTreeMap::keys).collect();
+        for instance in named {
+            readings.insert(instance.clone(), reading(pool, instance, answers, sent));
+        }
+        for instance in readings.keys() {
+            if self.known.len() < INSTANCES_MAX {
+                self.known.entry(instance.clone()).or_default();
+            }
+        }
+        for (instance, absences) in &mut self.known {
+            if readings.contains_key(instance) {
+                *absences = 0;
+                continue;
+            }
+            *absences += 1;
+            let outcome = if answers.down.contains_key(instance) {
+                Outcome::Down("up is 0".to_owned())
+            } else {
+                Outcome::Silent("the server does not name it any more".to_owned())
+            };
+            readings
+                .insert(instance.clone(), Reading { replica: replica(pool, instance), at: sent, outcome });
+        }
+        self.known.retain(|_, absences| *absences < ABSENCES_MAX);
+        readings.into_values().collect()
+    }
+}
+
+fn reading(pool: &PoolId, instance: &str, answers: &Answers, sent: Instant) -> Reading {
+    let mut sums = BTreeMap::new();
+    let mut age: f64 = 0.0;
+    for (signal, answer) in &answers.signals {
+        let Some(sampled) = answer.get(instance) else { continue };
+        if let Some(sum) = &sampled.sum {
+            sums.insert(*signal, sum.clone());
+        }
+        age = age.max(sampled.age.unwrap_or_default());
+    }
+    let ready_missing = answers.signals.contains_key(&Signal::Ready) && !sums.contains_key(&Signal::Ready);
+    let outcome = if ready_missing {
+        Outcome::Silent("no series of `ready` names it".to_owned())
+    } else {
+        outcome_of(sums)
+    };
+    // Older than the clock itself is as old as the clock.
+    let nanos = Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX).as_nanos();
+    let at = Instant(sent.0.saturating_sub(u64::try_from(nanos).unwrap_or(u64::MAX)));
+    Reading { replica: replica(pool, instance), at, outcome }
+}
+
+/// A series without an instance speaks for the pool as a whole.
+fn replica(pool: &PoolId, instance: &str) -> ReplicaId {
+    if instance.is_empty() { ReplicaId::new(pool.as_str()) } else { ReplicaId::new(instance) }
+}
+
+async fn ask(fetcher: &Fetcher, url: &str, text: &str, deadline: Duration) -> Result<Answer, String> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(url)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .header(USER_AGENT, concat!("tidegate/", env!("CARGO_PKG_VERSION")))
+        .body(Full::new(Bytes::from(format!("query={}", form_encoded(text)))))
+        .map_err(|error| format!("no request can be made: {error}"))?;
+    let fetched =
+        fetcher.fetch(request, deadline, ANSWER_BYTES_MAX).await.map_err(|error| error.to_string())?;
+    if (300..400).contains(&fetched.status) {
+        return Err(format!("HTTP {}: redirects are not followed", fetched.status));
+    }
+    answer(fetched.status, &fetched.body)
+}
+
+fn form_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len() * 2);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(series: &[(&str, &str, f64, f64)]) -> Answer {
+        let result: Vec<serde_json::Value> = series
+            .iter()
+            .map(|(instance, part, value, at)| {
+                serde_json::json!({"metric": {"instance": instance, "tidegate_part": part},
+                    "value": [at, value.to_string()]})
+            })
+            .collect();
+        let body =
+            serde_json::json!({"status": "success", "data": {"resultType": "vector", "result": result}});
+        answer(200, body.to_string().as_bytes()).unwrap()
+    }
+
+    fn source() -> PrometheusSource {
+        PrometheusSource::new("http://127.0.0.1:9090/", &SignalMap::default())
+    }
+
+    #[test]
+    fn a_reading_is_as_old_as_its_sample() {
+        let work = vector(&[("a", "value", 500.0, 1000.0), ("a", "at", 999.25, 1000.0)]);
+        let running = vector(&[("a", "", 3.0, 1000.1)]);
+        let signals = [(Signal::WorkDone, work), (Signal::Running, running)].into();
+        let answers = Answers { signals, down: Answer::new() };
+        let readings = source().readings(&PoolId::from("p"), &answers, Instant(10_000_000_000));
+        assert_eq!(readings.len(), 1);
+        assert_eq!(readings[0].at, Instant(9_250_000_000));
+        let Outcome::Up(signals) = &readings[0].outcome else { panic!("{:?}", readings[0]) };
+        assert_eq!((signals.work_done, signals.running), (Some(500.0), Some(3.0)));
+    }
+
+    #[test]
+    fn an_instance_that_vanishes_is_down_or_silent_and_then_forgotten() {
+        let pool = PoolId::from("p");
+        let both = vector(&[("a", "", 1.0, 1.0), ("b", "", 1.0, 1.0)]);
+        let mut source = source();
+        let seen = Answers { signals: [(Signal::Running, both)].into(), down: Answer::new() };
+        assert_eq!(source.readings(&pool, &seen, Instant(1)).len(), 2);
+        let gone = Answers {
+            signals: [(Signal::Running, Answer::new())].into(),
+            down: vector(&[("a", "", 0.0, 2.0)]),
+        };
+        let readings = source.readings(&pool, &gone, Instant(2));
+        assert_eq!(readings[0].outcome, Outcome::Down("up is 0".to_owned()));
+        assert!(matches!(readings[1].outcome, Outcome::Silent(_)));
+        for _ in 0..ABSENCES_MAX {
+            source.readings(&pool, &gone, Instant(3));
+        }
+        assert!(source.readings(&pool, &gone, Instant(4)).is_empty());
+    }
+
+    #[test]
+    fn a_series_without_instance_is_the_pool() {
+        let answers = Answers {
+            signals: [(Signal::Running, vector(&[("", "", 4.0, 1.0)]))].into(),
+            down: Answer::new(),
+        };
+        let readings = source().readings(&PoolId::from("images"), &answers, Instant(1));
+        assert_eq!(readings[0].replica.as_str(), "images");
+    }
+
+    #[test]
+    fn queries_survive_the_form() {
+        assert_eq!(form_encoded("a{b=\"c d\"} + 1"), "a%7Bb%3D%22c%20d%22%7D%20%2B%201");
+    }
+}

@@ -1,0 +1,182 @@
+//! Every pool's sources, read side by side: one slow source delays nobody but itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::observe::fetch::Fetcher;
+use crate::observe::prometheus::PrometheusSource;
+use crate::observe::scrape::{Target, scrape};
+use crate::observe::select::Selectors;
+use crate::observe::{Outcome, PoolRound, Reading};
+use crate::policy::{Policy, PoolPolicy, SourcePolicy};
+use crate::unit::{Clock, PoolId};
+
+/// Longest that one source is waited for.
+const DEADLINE_MAX: Duration = Duration::from_secs(1);
+/// Scrapes in flight at a time, over all pools.
+const SCRAPES_MAX: usize = 1024;
+
+/// The sources of one policy, and what they remember from round to round.
+pub struct Sources {
+    fetcher: Fetcher,
+    clock: Arc<dyn Clock>,
+    slots: Arc<Semaphore>,
+    deadline: Duration,
+    pools: BTreeMap<PoolId, Pool>,
+}
+
+struct Pool {
+    policy: PoolPolicy,
+    source: Source,
+}
+
+enum Source {
+    Prometheus(PrometheusSource),
+    Direct {
+        targets: Vec<Target>,
+        selectors: Arc<Selectors>,
+    },
+    /// The policy names something that cannot be asked; said every round.
+    Broken(String),
+}
+
+// === impl Sources ===
+
+impl Sources {
+    /// # Errors
+    /// When no HTTP client can be made.
+    pub fn new(clock: Arc<dyn Clock>, policy: &Policy) -> Result<Sources, String> {
+        let mut sources = Sources {
+            fetcher: Fetcher::new()?,
+            clock,
+            slots: Arc::new(Semaphore::new(SCRAPES_MAX)),
+            deadline: DEADLINE_MAX,
+            pools: BTreeMap::new(),
+        };
+        sources.set_policy(policy);
+        Ok(sources)
+    }
+
+    /// Follows a policy; pools whose source stays keep what they remember.
+    pub fn set_policy(&mut self, policy: &Policy) {
+        self.deadline = DEADLINE_MAX.min(policy.interval / 2);
+        let mut before = std::mem::take(&mut self.pools);
+        for (id, wanted) in &policy.pools {
+            let kept = before
+                .remove(id)
+                .filter(|pool| pool.policy.source == wanted.source && pool.policy.signals == wanted.signals);
+            let pool = kept.unwrap_or_else(|| Pool { policy: wanted.clone(), source: Source::new(wanted) });
+            self.pools.insert(id.clone(), pool);
+        }
+    }
+
+    /// One round over all pools; takes one deadline at most, plus the queue for a slot.
+    pub async fn observe_round(&mut self) -> BTreeMap<PoolId, PoolRound> {
+        let mut direct = JoinSet::new();
+        let mut servers = JoinSet::new();
+        let mut round = BTreeMap::new();
+        for (id, pool) in std::mem::take(&mut self.pools) {
+            round.insert(id.clone(), PoolRound::default());
+            match &pool.source {
+                Source::Prometheus(_) => {
+                    let (fetcher, clock, deadline) =
+                        (self.fetcher.clone(), Arc::clone(&self.clock), self.deadline);
+                    // Stays in place should the task end without giving the pool back.
+                    let spare = Pool { policy: pool.policy.clone(), source: Source::new(&pool.policy) };
+                    servers.spawn(read_server(fetcher, clock, deadline, id.clone(), pool));
+                    self.pools.insert(id, spare);
+                    continue;
+                }
+                Source::Direct { targets, selectors } => {
+                    for target in targets {
+                        direct.spawn(self.read_target(id.clone(), target.clone(), Arc::clone(selectors)));
+                    }
+                }
+                Source::Broken(reason) => {
+                    round
+                        .insert(id.clone(), PoolRound { replicas: Vec::new(), failed: Some(reason.clone()) });
+                }
+            }
+            self.pools.insert(id, pool);
+        }
+        while let Some(joined) = direct.join_next().await {
+            let Ok((id, reading)) = joined else { continue };
+            round.entry(id).or_default().replicas.push(reading);
+        }
+        while let Some(joined) = servers.join_next().await {
+            let Ok((id, pool, read)) = joined else { continue };
+            round.insert(id.clone(), read);
+            self.pools.insert(id, pool);
+        }
+        for pool in round.values_mut() {
+            // Completion order is chance; a decision may not depend on it.
+            pool.replicas.sort_by(|a, b| a.replica.cmp(&b.replica));
+        }
+        round
+    }
+
+    fn read_target(
+        &self,
+        id: PoolId,
+        target: Target,
+        selectors: Arc<Selectors>,
+    ) -> impl Future<Output = (PoolId, Reading)> + Send + 'static {
+        let (fetcher, clock, slots) =
+            (self.fetcher.clone(), Arc::clone(&self.clock), Arc::clone(&self.slots));
+        let deadline = self.deadline;
+        async move {
+            let slot = slots.acquire().await;
+            let outcome = match slot {
+                Ok(_) => scrape(&fetcher, &target, &selectors, deadline).await,
+                Err(error) => Outcome::Silent(error.to_string()),
+            };
+            (id, Reading { replica: target.replica, at: clock.now(), outcome })
+        }
+    }
+}
+
+async fn read_server(
+    fetcher: Fetcher,
+    clock: Arc<dyn Clock>,
+    deadline: Duration,
+    id: PoolId,
+    mut pool: Pool,
+) -> (PoolId, Pool, PoolRound) {
+    let read = match &mut pool.source {
+        Source::Prometheus(source) => source.read(&fetcher, &id, || clock.now(), deadline).await,
+        Source::Direct { .. } | Source::Broken(_) => PoolRound::default(),
+    };
+    (id, pool, read)
+}
+
+// === impl Source ===
+
+impl Source {
+    fn new(policy: &PoolPolicy) -> Source {
+        match &policy.source {
+            SourcePolicy::Prometheus { url } => {
+                Source::Prometheus(PrometheusSource::new(url, &policy.signals))
+            }
+            SourcePolicy::Direct { targets } => {
+                Source::direct(policy, targets).unwrap_or_else(Source::Broken)
+            }
+        }
+    }
+
+    fn direct(policy: &PoolPolicy, texts: &[String]) -> Result<Source, String> {
+        let selectors = Selectors::new(&policy.signals).map_err(|error| error.to_string())?;
+        let mut targets: Vec<Target> = Vec::new();
+        for text in texts {
+            let target = Target::parse(text)?;
+            // A replica listed twice is still one replica.
+            if !targets.iter().any(|known| known.replica == target.replica) {
+                targets.push(target);
+            }
+        }
+        Ok(Source::Direct { targets, selectors: Arc::new(selectors) })
+    }
+}

@@ -1,0 +1,100 @@
+//! Usage reports on their way to the next tick: the latest of each node, bounded.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::unit::NodeId;
+use crate::wire::UsageReport;
+
+/// Most nodes heard in one tick.
+pub const NODES_MAX: usize = 10_000;
+/// Most bytes of reports held at a time, as they came.
+pub const INBOX_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug, Default)]
+pub struct Inbox(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    by_node: BTreeMap<NodeId, Arrived>,
+    bytes: usize,
+    arrivals: u64,
+}
+
+#[derive(Debug)]
+struct Arrived {
+    order: u64,
+    bytes: usize,
+    report: UsageReport,
+}
+
+/// There is no room for another node until the next tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the controller holds reports of {NODES_MAX} nodes or {INBOX_BYTES_MAX} bytes already")]
+pub struct Full;
+
+// === impl Inbox ===
+
+impl Inbox {
+    /// Keeps a report in place of its node's earlier one: everything in it is cumulative.
+    ///
+    /// # Errors
+    /// [`Full`]; the node's next report says the same and more.
+    pub fn offer(&self, report: UsageReport, bytes: usize) -> Result<(), Full> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = held.by_node.get(&report.node).map(|arrived| arrived.bytes);
+        let total = held.bytes - before.unwrap_or_default() + bytes;
+        if total > INBOX_BYTES_MAX || (before.is_none() && held.by_node.len() >= NODES_MAX) {
+            return Err(Full);
+        }
+        held.bytes = total;
+        held.arrivals += 1;
+        let order = held.arrivals;
+        held.by_node.insert(report.node.clone(), Arrived { order, bytes, report });
+        Ok(())
+    }
+
+    /// Takes everything, in order of arrival.
+    pub fn drain(&self) -> Vec<UsageReport> {
+        let held = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut arrived: Vec<Arrived> = held.by_node.into_values().collect();
+        arrived.sort_by_key(|arrived| arrived.order);
+        arrived.into_iter().map(|arrived| arrived.report).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(node: &str, uptime_ms: u64) -> UsageReport {
+        let (rows, pools) = (Vec::new(), BTreeMap::new());
+        UsageReport { schema: 1, node: node.into(), instance: 1, uptime_ms, applied: None, rows, pools }
+    }
+
+    #[test]
+    fn the_latest_of_each_node_in_order_of_arrival() {
+        let inbox = Inbox::default();
+        for (node, uptime) in [("a", 1), ("b", 1), ("a", 2)] {
+            inbox.offer(report(node, uptime), 100).unwrap();
+        }
+        let drained: Vec<(String, u64)> =
+            inbox.drain().into_iter().map(|r| (r.node.to_string(), r.uptime_ms)).collect();
+        assert_eq!(drained, [("b".to_owned(), 1), ("a".to_owned(), 2)]);
+        assert!(inbox.drain().is_empty());
+    }
+
+    #[test]
+    fn nodes_and_bytes_are_bounded() {
+        let inbox = Inbox::default();
+        for node in 0..NODES_MAX {
+            inbox.offer(report(&format!("n{node}"), 1), 1).unwrap();
+        }
+        assert_eq!(inbox.offer(report("one more", 1), 1), Err(Full));
+        inbox.offer(report("n7", 2), 1).unwrap();
+        assert_eq!(inbox.drain().len(), NODES_MAX);
+        assert_eq!(inbox.offer(report("a", 1), INBOX_BYTES_MAX + 1), Err(Full));
+        inbox.offer(report("a", 1), INBOX_BYTES_MAX).unwrap();
+        assert_eq!(inbox.offer(report("b", 1), 1), Err(Full));
+    }
+}

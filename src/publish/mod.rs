@@ -1,0 +1,11 @@
+//! How a table leaves the controller: a file, an HTTP endpoint, and the journal that makes both
+//! survive a restart. Nothing here decides, and nothing is announced before it is on disk.
+
+pub mod board;
+pub mod file;
+pub mod http;
+pub mod inbox;
+pub mod journal;
+pub mod lock;
+pub mod server;
+pub mod token;

@@ -1,0 +1,157 @@
+//! The controller's listener: connections are counted, timed and, at the end, drained.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_rustls::TlsAcceptor;
+
+use crate::publish::board::Board;
+use crate::publish::http::answer;
+
+/// Most connections at a time; more wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 12_000;
+/// Longest that a request's headers, or a TLS handshake, may take.
+const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// Longest that a stopping server waits for its connections.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Server {
+    pub addr: SocketAddr,
+    stop: oneshot::Sender<()>,
+    accepting: tokio::task::JoinHandle<()>,
+    board: Arc<Board>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Serves `board` on a bound listener until [`Server::shutdown`].
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        board: Arc<Board>,
+    ) -> std::io::Result<Server> {
+        let addr = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel();
+        let accepting =
+            tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), Arc::clone(&board), stopped));
+        Ok(Server { addr, stop, accepting, board })
+    }
+
+    /// Accepts nothing more, answers whoever waits, and gives the rest [`DRAIN`] to finish.
+    pub async fn shutdown(self) {
+        self.board.close();
+        let _ = self.stop.send(());
+        let _ = self.accepting.await;
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    board: Arc<Board>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let graceful = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((slot, listener.accept().await))
+        };
+        tokio::select! {
+            _ = &mut stopped => break,
+            next = next => match next {
+                Some((slot, Ok((stream, _)))) => {
+                    let (tls, board, watcher) = (tls.clone(), Arc::clone(&board), graceful.watcher());
+                    tokio::spawn(connection(stream, tls, board, watcher, slot));
+                }
+                // Out of descriptors: those in use come back; the listener stays.
+                Some((_, Err(error))) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                None => break,
+            },
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    board: Arc<Board>,
+    watcher: Watcher,
+    slot: OwnedSemaphorePermit,
+) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => serve(stream, board, watcher).await,
+        Some(tls) => {
+            if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_WAIT, tls.accept(stream)).await {
+                serve(stream, board, watcher).await;
+            }
+        }
+    }
+    drop(slot);
+}
+
+async fn serve<S>(stream: S, board: Arc<Board>, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(move |request| {
+        let board = Arc::clone(&board);
+        async move { Ok::<_, Infallible>(answer(board, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_WAIT)
+        .max_buf_size(16 << 10)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that breaks off is its own affair.
+    let _ = watcher.watch(connection).await;
+}
+
+/// A TLS configuration from a certificate chain and its key, both PEM.
+///
+/// # Errors
+/// With the path.
+pub fn tls_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, String> {
+    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|error| at(cert, &error))?;
+    if chain.is_empty() {
+        return Err(at(cert, &"no certificate in this file; give the chain as PEM"));
+    }
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| at(key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| at(key, &error))?;
+    Ok(Arc::new(config))
+}
