@@ -14,6 +14,8 @@
 
 #[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "daemon")]
+pub mod demo;
 pub mod enforce;
 #[cfg(feature = "control")]
 pub mod observe;
