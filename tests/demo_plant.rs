@@ -1,5 +1,6 @@
 //! A simulated replica over real sockets: what an OpenAI client, a scraper and a fault would see.
 #![cfg(feature = "daemon")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::time::Duration;
 

@@ -2,8 +2,11 @@
 
 pub mod batch;
 mod engine;
+pub mod ledger;
 mod page;
 pub mod plant;
 pub mod prompt;
 mod replica;
+pub mod tenants;
+pub mod verdict;
 mod wire;
