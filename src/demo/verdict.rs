@@ -264,8 +264,8 @@ impl Record {
         let part = self.part(self.halved + SETTLE, self.returned);
         let mut shares = [0.0; TIERS.len()];
         for (tier, share) in shares.iter_mut().enumerate() {
-            let of = |pick: fn(&super::ledger::Served) -> f64| -> f64 {
-                part.iter().filter_map(|second| second.seen.tiers.get(tier)).map(pick).sum()
+            let of = |pick: fn(&super::ledger::Served) -> f64| {
+                total(part.iter().filter_map(|second| second.seen.tiers.get(tier)).map(pick))
             };
             *share = of(super::ledger::Served::served) / of(|served| served.demand).max(1.0);
         }
@@ -290,7 +290,12 @@ fn touches(window: &Range<usize>, step: usize) -> bool {
 
 fn over(part: &[Second], what: fn(&Second) -> f64) -> f64 {
     let capacity: f64 = part.iter().map(|second| second.capacity).sum();
-    part.iter().map(what).sum::<f64>() / capacity.max(1.0)
+    total(part.iter().map(what)) / capacity.max(1.0)
+}
+
+/// `sum` of nothing is negative zero, which looks odd in print.
+fn total(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

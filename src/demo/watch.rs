@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the last table said, in work a second.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sight {
     pub stamp: Option<Stamp>,
     pub budget: Option<f64>,
@@ -72,18 +72,25 @@ impl Watch {
 
 // === impl Sight ===
 
+impl Default for Sight {
+    /// Before the first table only the guarantees are known: the demo's policy states them.
+    fn default() -> Sight {
+        let tiers = GUARANTEES.map(|guarantee| Terms { guarantee, ..Terms::default() });
+        Sight { stamp: None, budget: None, tiers }
+    }
+}
+
 impl Sight {
     fn see(&mut self, table: &LimitTable) {
         self.stamp = Some(table.stamp);
         self.budget = table.pools.get(POOL).map(|pool| pool.budget.as_f64() / 60.0);
-        for ((terms, name), guarantee) in self.tiers.iter_mut().zip(TIERS).zip(GUARANTEES) {
+        for (terms, name) in self.tiers.iter_mut().zip(TIERS) {
             let entry = table.row(MODEL, name).and_then(|row| row.limits.get(&Dimension::TokensPerMinute));
             terms.limit = entry.map(|entry| entry.tier_limit.as_f64() / 60.0);
             terms.limit_max = match (terms.limit_max, terms.limit) {
                 (Some(highest), Some(limit)) => Some(highest.max(limit)),
                 (_, limit) => limit,
             };
-            terms.guarantee = guarantee;
         }
     }
 }
