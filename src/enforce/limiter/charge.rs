@@ -164,7 +164,7 @@ impl RowState {
                 }
             }
             Settlement::NotSent => Costs::default(),
-            Settlement::UpstreamError => Costs { requests: 1, ..Costs::default() },
+            Settlement::UpstreamError | Settlement::Rejected => Costs { requests: 1, ..Costs::default() },
         }
     }
 }
