@@ -18,6 +18,8 @@ pub mod allocate;
 pub mod control;
 #[cfg(feature = "control")]
 pub mod decide;
+#[cfg(feature = "daemon")]
+pub mod demo;
 pub mod enforce;
 #[cfg(feature = "control")]
 pub mod estimate;

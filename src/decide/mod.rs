@@ -288,7 +288,7 @@ impl Law {
         if target >= budget {
             return (budget, Motion::Hold, Reason::Overload);
         }
-        if context.now < self.cool_until && !cfg!(feature = "bug-cut-every-tick") {
+        if context.now < self.cool_until {
             // Capacity itself is not a matter of cooling: going down to it is following.
             let followed = estimate.capacity.map_or(budget, |capacity| budget.min(capacity));
             let motion = if followed < budget { Motion::Follow } else { Motion::Hold };
@@ -315,7 +315,8 @@ impl Law {
         let Some(capacity) = estimate.capacity else {
             let used = demand.admitted.work > USED * budget;
             if demand.binding && used {
-                return (budget * SLOW_START, Motion::Steer, Reason::SlowStart);
+                let growth = if cfg!(feature = "bug-raise-unbounded") { 2.0 } else { SLOW_START };
+                return (budget * growth, Motion::Steer, Reason::SlowStart);
             }
             return (budget, Motion::Hold, Reason::NotBinding);
         };

@@ -1,13 +1,48 @@
 //! Enforcement: a table and a request in, a verdict out.
 //!
 //! [`Limiter`] decides and is pure; everything else here is the shell around it. Without the
-//! `daemon` feature this room is the limiter and the file follower, for embedding.
+//! `daemon` feature this room is the limiter, the file follower and the cell that holds a table
+//! for readers: what an embedding gateway needs.
 
 mod allowance;
 mod bucket;
+pub mod cell;
+pub mod follow;
 mod keys;
 pub mod limiter;
 pub mod ticket;
 
+#[cfg(feature = "daemon")]
+mod admin;
+#[cfg(feature = "daemon")]
+mod answer;
+#[cfg(feature = "daemon")]
+mod ask;
+#[cfg(feature = "daemon")]
+mod client;
+#[cfg(feature = "daemon")]
+pub mod config;
+#[cfg(feature = "daemon")]
+mod follow_http;
+#[cfg(feature = "daemon")]
+mod gateway;
+#[cfg(feature = "daemon")]
+mod keyring;
+#[cfg(feature = "daemon")]
+mod meter;
+#[cfg(feature = "daemon")]
+mod metrics;
+#[cfg(feature = "daemon")]
+pub mod node;
+#[cfg(feature = "daemon")]
+mod report;
+#[cfg(feature = "daemon")]
+mod serve;
+#[cfg(feature = "daemon")]
+mod stream;
+#[cfg(feature = "daemon")]
+mod upstream;
+
+pub use cell::Cell;
 pub use limiter::{Limiter, Quota};
 pub use ticket::{Cap, KeyId, Refusal, RefusalReason, Request, Scope, Settlement, Ticket, Verdict};

@@ -78,6 +78,8 @@ pub enum Settlement {
     Broken { output_seen: u64 },
     /// As `Broken`, but the upstream broke off; counts as its error.
     Died { output_seen: u64 },
+    /// The upstream refused the request (4xx): no work was done, the request counts.
+    Rejected,
     /// Nothing reached an upstream: everything is released.
     NotSent,
     /// The upstream answered with an error: no work was done, the request counts.

@@ -3,6 +3,25 @@
 //! A [`Policy`] is built by `check` from files, all of them or none, or by hand in tests; the
 //! rooms below it never see YAML and never check again.
 
+#[cfg(feature = "daemon")]
+pub mod check;
+#[cfg(feature = "daemon")]
+pub mod diagnostic;
+#[cfg(feature = "daemon")]
+pub mod file;
+#[cfg(feature = "daemon")]
+pub mod load;
+#[cfg(feature = "daemon")]
+mod pool;
+pub mod preset;
+#[cfg(feature = "daemon")]
+pub mod report;
+#[cfg(feature = "daemon")]
+mod shape;
+#[cfg(feature = "daemon")]
+mod tier;
+pub mod value;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -192,16 +192,18 @@ impl Batch {
     }
 
     fn begin(&mut self, at: Instant) {
-        let take = self.waiting.len().min(self.free_slots());
-        self.running.extend(self.waiting.drain(..take));
-        // A late caller may have submitted after the step before should have ended.
-        let begins = match self.running.iter().map(|sequence| sequence.arrived).min() {
-            Some(first) => at.max(first),
-            None => {
-                self.step = None;
-                return;
-            }
+        // A late caller may have submitted after this step should have begun.
+        let begins = match self.waiting.front() {
+            Some(next) if self.running.is_empty() => at.max(next.arrived),
+            _ => at,
         };
+        let here = self.waiting.partition_point(|sequence| sequence.arrived <= begins);
+        let take = here.min(self.free_slots());
+        self.running.extend(self.waiting.drain(..take));
+        if self.running.is_empty() {
+            self.step = None;
+            return;
+        }
         let mut prefill_left = self.shape.prefill_per_step.max(1);
         let mut output_tokens = 0;
         for sequence in &mut self.running {

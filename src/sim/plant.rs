@@ -142,8 +142,9 @@ fn shape(scenario: &Scenario, part: f64) -> Shape {
         rate: (scenario.replica_rate * part) as u32,
         slots: scenario.slots,
         output_cost: OUTPUT_COST as u32,
-        prefill_per_step: 2048,
-        step_min: Duration::from_millis(20),
+        // A step of a real engine lasts about a tenth of a second at most.
+        prefill_per_step: (scenario.replica_rate / 10.0) as u32,
+        step_min: Duration::from_millis(5),
         queue_max: 10_000,
     }
 }

@@ -104,7 +104,7 @@ impl Scenario {
         let mut chance = Chance::seeded(seed);
         let replicas = 2 + chance.below(6);
         let replica_rate = chance.between(3000.0, 9000.0);
-        let slots = 12 + chance.below(30);
+        let slots = 24 + chance.below(30);
         let nodes = 1 + chance.below(4);
         let capacity = replica_rate * replicas as f64;
         let load = chance.between(0.5, 1.9);

@@ -71,7 +71,8 @@ pub struct Row {
     pub model: ModelId,
     pub tier: TierId,
     pub pool: PoolId,
-    /// Part of the pool's caps that this tier leaves free for tiers of higher priority, ppm.
+    /// Part of the pool's waiting work that this tier leaves free for tiers of higher priority,
+    /// ppm; of its requests in flight it leaves a tenth of that.
     pub yields: u32,
     pub limits: BTreeMap<Dimension, Entry>,
 }

@@ -103,7 +103,8 @@ impl Limiter {
         self.first_token(now, &mut ticket);
         let Limiter { held, rows, keys, .. } = self;
         if let Some(pool) = rows.pool_mut(ticket.pool) {
-            pool.in_flight = pool.in_flight.saturating_sub(1);
+            let leaks = cfg!(feature = "bug-slot-leak") && matches!(outcome, Settlement::Broken { .. });
+            pool.in_flight = pool.in_flight.saturating_sub(u64::from(!leaks));
             pool.count(outcome);
         }
         let Some(row) = rows.get_mut(ticket.row) else { return };
@@ -163,7 +164,7 @@ impl RowState {
                 }
             }
             Settlement::NotSent => Costs::default(),
-            Settlement::UpstreamError => Costs { requests: 1, ..Costs::default() },
+            Settlement::UpstreamError | Settlement::Rejected => Costs { requests: 1, ..Costs::default() },
         }
     }
 }

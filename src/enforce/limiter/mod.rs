@@ -139,6 +139,9 @@ impl Limiter {
         }
         if let Some(refusal) = worst.0 {
             row.counted.refused_limit.add(costs.work);
+            if cfg!(feature = "bug-refused-charges") {
+                row.buckets.iter_mut().zip(costs.rates()).for_each(|(bucket, cost)| bucket.charge(cost));
+            }
             return Verdict::Refused(refusal);
         }
         if let Some(cap) = pool.has_no_room(rules.yields) {
@@ -279,6 +282,9 @@ impl Worst {
     }
 }
 
+/// Of requests in flight a tier leaves this much less free than of waiting work.
+const IN_FLIGHT_YIELDS: u32 = 10;
+
 // === impl PoolState ===
 
 impl PoolState {
@@ -287,7 +293,8 @@ impl PoolState {
     /// The test is on what is there already, so that one large request is never starved.
     fn has_no_room(&self, yields: u32) -> Option<Cap> {
         let rules = self.rules?;
-        let part = u128::from(rules.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
+        let left = |yields: u32| u128::from(rules.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
+        let part = left(yields);
         let whole = u128::from(PPM) * u128::from(PPM);
         if let Limit::Finite(cap) = rules.waiting_work
             && u128::from(self.waiting) * whole >= u128::from(cap) * part
@@ -295,6 +302,8 @@ impl PoolState {
             return Some(Cap::WaitingWork);
         }
         if let Limit::Finite(cap) = rules.in_flight {
+            // A full batch is no queue: giving up more of it would leave slots idle.
+            let part = left(yields / IN_FLIGHT_YIELDS);
             let held = (u128::from(cap) * part).div_ceil(whole);
             // A tier that yields everything but one slot of a living pool is not shut out.
             let least = u128::from(cap > 0 && rules.portion.ppm() > 0);

@@ -102,6 +102,9 @@ impl Rows {
             pool.rules = None;
         }
         for row in &mut self.rows {
+            if cfg!(feature = "bug-refill-on-swap") {
+                row.buckets = Default::default();
+            }
             row.rules = None;
         }
         for (name, entry) in &table.pools {

@@ -1,0 +1,186 @@
+//! The demo's controller and nodes: the daemon's own, started in this process.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::DemoError;
+use super::ledger::TIERS;
+use super::page::MODEL;
+use super::tenants::{KEYS_PER_TIER, OUTPUT_COST, key};
+
+/// Nodes of the demo.
+pub const NODES: usize = 2;
+pub const POOL: &str = "llm";
+pub const SLO: Duration = Duration::from_secs(1);
+/// Work a second that the tiers are guaranteed: together less than half of the plant.
+pub const GUARANTEES: [f64; TIERS.len()] = [10_240.0, 2_560.0, 640.0];
+
+/// Files of one demo, gone when it ends.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+/// What runs, and where.
+#[derive(Debug)]
+pub struct Cluster {
+    pub directory: Directory,
+    pub controller: String,
+    pub nodes: Vec<NodeAddress>,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeAddress {
+    pub admin: String,
+    pub proxy: String,
+}
+
+// === impl Directory ===
+
+impl Directory {
+    /// A directory that only this user can read, with the policy and the tenants' keys in it.
+    ///
+    /// # Errors
+    /// When the temporary directory cannot be written.
+    pub fn create(replicas: &[String]) -> io::Result<Directory> {
+        let parent = std::env::temp_dir();
+        let path = (0..1000)
+            .map(|number| parent.join(format!("tidegate-demo-{}-{number}", std::process::id())))
+            .find_map(|path| match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                made => Some(made.map(|()| path)),
+            })
+            .unwrap_or_else(|| Err(io::Error::other("1000 old demos are in the temporary directory")))?;
+        let directory = Directory { path };
+        fs::create_dir(directory.policies())?;
+        fs::create_dir(directory.state())?;
+        fs::write(directory.policies().join("demo.yaml"), policy(replicas))?;
+        fs::write(directory.keys(), keyring())?;
+        Ok(directory)
+    }
+
+    pub fn policies(&self) -> PathBuf {
+        self.path.join("policies")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    pub fn keys(&self) -> PathBuf {
+        self.path.join("keys.jsonl")
+    }
+
+    pub fn token(&self) -> PathBuf {
+        self.path.join("token")
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // It lies in the temporary directory: what cannot be removed now is removed there.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Starts the controller and the nodes, and waits until every node has a table.
+    ///
+    /// # Errors
+    /// What kept one of them from starting.
+    pub async fn start(replicas: &[String]) -> Result<Cluster, DemoError> {
+        let directory = Directory::create(replicas).map_err(DemoError::Directory)?;
+        let controller = start_controller(&directory).await?;
+        let mut nodes = Vec::with_capacity(NODES);
+        for number in 1..=NODES {
+            nodes.push(start_node(&directory, number, &controller, replicas).await?);
+        }
+        Ok(Cluster { directory, controller, nodes })
+    }
+}
+
+async fn start_controller(directory: &Directory) -> Result<String, DemoError> {
+    let _ = directory;
+    Err(DemoError::Start("the controller is not wired in yet".to_owned()))
+}
+
+async fn start_node(
+    directory: &Directory,
+    number: usize,
+    controller: &str,
+    replicas: &[String],
+) -> Result<NodeAddress, DemoError> {
+    let _ = (directory, number, controller, replicas);
+    Err(DemoError::Start("the node is not wired in yet".to_owned()))
+}
+
+/// States no capacity: the controller has nothing but the replicas' metrics to find it.
+fn policy(replicas: &[String]) -> String {
+    let targets: Vec<String> = replicas.iter().map(|url| format!("{url}/metrics")).collect();
+    let [enterprise, starter, free] = GUARANTEES.map(|rate| (rate * 60.0) as u64);
+    format!(
+        "product: demo
+pools:
+  {POOL}:
+    preset: vllm
+    targets: [{targets}]
+    slo: {slo}s
+    output_token_cost: {OUTPUT_COST}
+models:
+  {MODEL}: {{pool: {POOL}}}
+tiers:
+  enterprise: {{priority: 1, weight: 4, guarantee: {enterprise} tpm, ceiling: unlimited, key_limits: unlimited}}
+  starter: {{priority: 2, weight: 2, guarantee: {starter} tpm, ceiling: 1500k tpm, key_limits: unlimited}}
+  free: {{priority: 3, weight: 1, guarantee: {free} tpm, ceiling: 1500k tpm, key_limits: unlimited}}
+",
+        targets = targets.join(", "),
+        slo = SLO.as_secs(),
+    )
+}
+
+/// A node's keys file: digests only.
+fn keyring() -> String {
+    let mut lines = String::new();
+    for (tier, name) in TIERS.iter().enumerate() {
+        for number in 0..KEYS_PER_TIER {
+            let digest = Sha256::digest(key(tier, number).as_bytes());
+            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            let _ = writeln!(lines, "{{\"key_sha256\":\"{hex}\",\"tier\":\"{name}\"}}");
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_goes_with_its_demo() {
+        let directory = Directory::create(&["http://127.0.0.1:1".to_owned()]).unwrap();
+        let path = directory.path().to_owned();
+        let policy = fs::read_to_string(directory.policies().join("demo.yaml")).unwrap();
+        assert!(policy.contains("targets: [http://127.0.0.1:1/metrics]"), "{policy}");
+        let keys = fs::read_to_string(directory.keys()).unwrap();
+        assert!(!keys.contains("demo-free-0") && keys.lines().count() == 12);
+        drop(directory);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn guarantees_fit_into_half_of_the_plant() {
+        assert!(GUARANTEES.iter().sum::<f64>() < 0.5 * 32_000.0);
+    }
+}

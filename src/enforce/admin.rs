@@ -1,0 +1,141 @@
+//! The operator's listener: metrics, health, the table in force, reload. Loopback only.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+
+use crate::enforce::allowance::{Allowance, Portion};
+use crate::enforce::answer::{self, full};
+use crate::enforce::config::Secret;
+use crate::enforce::gateway::Gate;
+use crate::enforce::metrics;
+use crate::enforce::node::{Reload, Shared};
+use crate::enforce::stream::Body;
+use crate::enforce::ticket::Scope;
+use crate::unit::{Dimension, NodeId, TierId};
+use crate::wire::LimitTable;
+
+pub struct Admin {
+    pub gate: Arc<Gate>,
+    pub token: Option<Secret>,
+    pub reload: Reload,
+}
+
+/// The table as published, and what this node makes of it.
+#[derive(Serialize)]
+struct InForce<'a> {
+    #[serde(flatten)]
+    table: &'a LimitTable,
+    node: &'a NodeId,
+    age_ms: u64,
+    /// Intervals past the table's validity: above zero, limits steer toward `safe`.
+    intervals_expired: u32,
+    effective: Vec<Effective<'a>>,
+}
+
+/// What one row allows at this node now; per minute, or a count.
+#[derive(Serialize)]
+struct Effective<'a> {
+    model: &'a crate::unit::ModelId,
+    tier: &'a TierId,
+    share_ppm: u32,
+    dimension: Dimension,
+    tier_limit: Option<f64>,
+    key_limit: Option<f64>,
+}
+
+// === impl Admin ===
+
+impl Admin {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let shared = &self.gate.shared;
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => match metrics::page(shared) {
+                Ok(text) => typed("text/plain; version=0.0.4", text),
+                Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            },
+            (&Method::GET, "/-/healthy") => plain(StatusCode::OK, "healthy\n"),
+            (&Method::GET, "/-/ready") if shared.cell.held().is_some() => plain(StatusCode::OK, "ready\n"),
+            (&Method::GET, "/-/ready") => plain(StatusCode::SERVICE_UNAVAILABLE, "no table yet\n"),
+            (&Method::GET, "/v1/table") => in_force(shared),
+            (&Method::POST, "/-/reload") => self.reload(request.headers()).await,
+            (_, "/metrics" | "/-/healthy" | "/-/ready" | "/v1/table" | "/-/reload") => {
+                plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
+            }
+            _ => plain(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    async fn reload(&self, headers: &HeaderMap) -> Response<Body> {
+        let Some(token) = &self.token else {
+            return plain(
+                StatusCode::FORBIDDEN,
+                "set `admin_token_file` to reload over HTTP, or send SIGHUP\n",
+            );
+        };
+        let sent = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        if !sent.is_some_and(|sent| sent.ct_eq(token.expose().as_bytes()).into()) {
+            return plain(StatusCode::UNAUTHORIZED, "not the admin token\n");
+        }
+        match self.reload.now(&self.gate).await {
+            Ok(()) => plain(StatusCode::OK, "reloaded\n"),
+            Err(reason) => plain(StatusCode::UNPROCESSABLE_ENTITY, &format!("{reason}\n")),
+        }
+    }
+}
+
+fn in_force(shared: &Shared) -> Response<Body> {
+    let Some(held) = shared.cell.held() else {
+        return answer::error(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "no_table", "no table yet");
+    };
+    let now = shared.cell.now();
+    let mut effective = Vec::new();
+    for row in &held.table.rows {
+        let Some(pool) = held.table.pools.get(&row.pool) else { continue };
+        let portion = Portion::of(pool, &shared.node);
+        for (dimension, entry) in &row.limits {
+            let part = |scope| match Allowance::of(&held, entry, scope, portion, now) {
+                allowance if *dimension == Dimension::Concurrency => {
+                    allowance.count().map(|count| count as f64)
+                }
+                allowance => allowance.rate().map(|micro| micro as f64 / f64::from(crate::unit::PPM)),
+            };
+            effective.push(Effective {
+                model: &row.model,
+                tier: &row.tier,
+                share_ppm: portion.ppm(),
+                dimension: *dimension,
+                tier_limit: part(Scope::Tier),
+                key_limit: part(Scope::Key),
+            });
+        }
+    }
+    let shown = InForce {
+        table: &held.table,
+        node: &shared.node,
+        age_ms: u64::try_from(held.age(now).as_millis()).unwrap_or(u64::MAX),
+        intervals_expired: held.intervals_expired(now),
+        effective,
+    };
+    match serde_json::to_vec(&shown) {
+        Ok(json) => typed("application/json", json),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = typed("text/plain", text.as_bytes().to_vec());
+    *response.status_mut() = status;
+    response
+}
+
+fn typed(kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from(bytes)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,178 @@
+//! What a request body asks for, as far as limits care: model, estimated input, bound on output.
+//!
+//! The body itself is passed on byte for byte; fields that decide are read strictly (a field
+//! twice is an error, since an upstream might read the other one).
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Larger bounds on output tokens, images or choices are mistakes.
+const OUTPUT_MAX: u64 = 10_000_000;
+const CHOICES_MAX: u64 = 1_024;
+const BYTES_PER_TOKEN: u64 = 4;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// As the body names it.
+    pub model: Option<String>,
+    pub input_tokens: u64,
+    pub output_max: Option<u64>,
+    pub images: u64,
+    pub streamed: bool,
+    /// The body has no `stream_options`, so that one may be added.
+    pub options_free: bool,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    model: Option<Value>,
+    messages: Option<Value>,
+    prompt: Option<Value>,
+    input: Option<Value>,
+    system: Option<Value>,
+    instructions: Option<Value>,
+    max_tokens: Option<Value>,
+    max_completion_tokens: Option<Value>,
+    max_output_tokens: Option<Value>,
+    n: Option<Value>,
+    best_of: Option<Value>,
+    stream: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    stream_options: bool,
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// Of a body that need not be JSON; then only its length is known.
+    pub fn opaque(bytes: usize) -> Ask {
+        let input_tokens = tokens(bytes as u64);
+        Ask { input_tokens, images: 1, ..Ask::default() }
+    }
+
+    /// Of a JSON object. Nesting deeper than the parser's 128 levels is an error.
+    ///
+    /// # Errors
+    /// What is wrong with which field, for the client.
+    pub fn parse(bytes: &[u8]) -> Result<Ask, String> {
+        let body: Body = serde_json::from_slice(bytes)
+            .map_err(|error| format!("the body is not acceptable JSON: {error}"))?;
+        let model = match body.model {
+            None | Some(Value::Null) => None,
+            Some(Value::String(model)) => Some(model),
+            Some(_) => return Err("`model` must be a string".to_owned()),
+        };
+        let choices =
+            largest(&[("n", &body.n), ("best_of", &body.best_of)], CHOICES_MAX)?.unwrap_or(1).max(1);
+        let bounds = [
+            ("max_tokens", &body.max_tokens),
+            ("max_completion_tokens", &body.max_completion_tokens),
+            ("max_output_tokens", &body.max_output_tokens),
+        ];
+        let output_max = largest(&bounds, OUTPUT_MAX)?.map(|bound| bound.saturating_mul(choices));
+        let parts = [&body.messages, &body.prompt, &body.input, &body.system, &body.instructions];
+        let text = parts.into_iter().flatten().map(text_bytes).fold(0, u64::saturating_add);
+        let streamed = matches!(body.stream, Some(Value::Bool(true)));
+        let options_free = !body.stream_options;
+        Ok(Ask { model, input_tokens: tokens(text), output_max, images: choices, streamed, options_free })
+    }
+}
+
+/// The body with `stream_options.include_usage` in front, everything else byte for byte.
+pub fn with_usage(body: &Bytes) -> Option<Bytes> {
+    const OPTION: &[u8] = br#""stream_options":{"include_usage":true},"#;
+    let brace = body.iter().position(|byte| *byte == b'{')?;
+    let (before, after) = body.split_at_checked(brace + 1)?;
+    Some([before, OPTION, after].concat().into())
+}
+
+fn tokens(bytes: u64) -> u64 {
+    bytes.div_ceil(BYTES_PER_TOKEN).max(1)
+}
+
+/// The largest of the fields that are there.
+fn largest(fields: &[(&str, &Option<Value>)], most: u64) -> Result<Option<u64>, String> {
+    let mut found: Option<u64> = None;
+    for (name, value) in fields {
+        let value = match value {
+            None | Some(Value::Null) => continue,
+            Some(value) => value.as_u64().filter(|value| *value <= most),
+        };
+        let value = value.ok_or_else(|| format!("`{name}` must be an integer from 0 to {most}"))?;
+        found = Some(found.map_or(value, |known| known.max(value)));
+    }
+    Ok(found)
+}
+
+/// Bytes of text a model would read. Pictures and sound inside messages are not text.
+fn text_bytes(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        // Token ids.
+        Value::Number(_) => BYTES_PER_TOKEN,
+        Value::Array(items) => items.iter().map(text_bytes).fold(0, u64::saturating_add),
+        Value::Object(fields) => {
+            let media = ["image_url", "input_audio", "source", "file", "role", "type", "image"];
+            let text = fields.iter().filter(|(name, _)| !media.contains(&name.as_str()));
+            text.map(|(_, value)| text_bytes(value)).fold(0, u64::saturating_add)
+        }
+        Value::Null | Value::Bool(_) => 0,
+    }
+}
+
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chat_request() {
+        let ask = Ask::parse(
+            br#"{"model":"m","messages":[{"role":"user","content":"12345678"}],"max_tokens":5,"max_completion_tokens":7,"n":2,"stream":true}"#,
+        );
+        let expected = Ask {
+            model: Some("m".to_owned()),
+            input_tokens: 2,
+            output_max: Some(14),
+            images: 2,
+            streamed: true,
+            options_free: true,
+        };
+        assert_eq!(ask.unwrap(), expected);
+    }
+
+    #[test]
+    fn h05_absurd_bounds_are_refused() {
+        for bad in ["-1", "2147483648", "9223372036854775808", "1e18", "\"5\"", "1.5", "[]"] {
+            for field in ["max_tokens", "max_completion_tokens", "max_output_tokens", "n"] {
+                let error = Ask::parse(format!("{{\"{field}\":{bad}}}").as_bytes()).unwrap_err();
+                assert!(error.contains(field), "{error}");
+            }
+        }
+        assert_eq!(Ask::parse(br#"{"max_tokens":null}"#).unwrap().output_max, None);
+        assert_eq!(Ask::parse(br#"{"max_tokens":0}"#).unwrap().output_max, Some(0));
+    }
+
+    #[test]
+    fn h12_depth_doubles_and_other_shapes_are_refused() {
+        let deep = format!("{{\"messages\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        for bad in [deep.as_str(), r#"{"model":"a","model":"b"}"#, r#"{"model":1}"#, "[]", "", "\u{0}"] {
+            assert!(Ask::parse(bad.as_bytes()).is_err());
+        }
+        assert!(Ask::parse(b"{\"model\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn usage_is_asked_for_without_touching_the_rest() {
+        let body = Bytes::from_static(b" {\"seed\":12345678901234567890123}");
+        let changed = with_usage(&body).unwrap();
+        assert_eq!(
+            &changed[..],
+            b" {\"stream_options\":{\"include_usage\":true},\"seed\":12345678901234567890123}"
+        );
+    }
+}

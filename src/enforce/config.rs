@@ -1,0 +1,295 @@
+//! A node's configuration: the YAML file and the values it turns into.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::unit::{ModelId, NodeId};
+use crate::wire::table::NAME_BYTES_MAX;
+
+/// Longest configuration, keys or secret file, bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Everything a node needs to start.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub node: NodeId,
+    pub table: TableSource,
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    pub keys: KeySource,
+    /// Where the last table applied is kept.
+    pub state: Option<PathBuf>,
+    /// Base URL for usage reports.
+    pub controller: Option<String>,
+    pub controller_token: Option<Secret>,
+    /// Needed by `POST /-/reload`; without it, only SIGHUP reloads.
+    pub admin_token: Option<Secret>,
+    pub routing: RoutingConfig,
+    pub caps: Caps,
+}
+
+/// Where tables come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableSource {
+    File(PathBuf),
+    /// The controller's base URL, without `/v1/table`.
+    Http(String),
+}
+
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    File(PathBuf),
+    /// The lines of such a file.
+    Inline(String),
+}
+
+/// The part of the configuration that a reload replaces.
+#[derive(Clone, Debug, Default)]
+pub struct RoutingConfig {
+    pub upstreams: BTreeMap<String, UpstreamConfig>,
+    pub routes: Vec<RouteConfig>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamConfig {
+    /// Replicas of one another.
+    pub urls: Vec<String>,
+    /// Empty: every model that no other upstream names.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Holds the upstream's own credential, sent as a bearer token.
+    pub credential_file: Option<PathBuf>,
+    /// Pass the client's own credential on.
+    #[serde(default)]
+    pub forward_authorization: bool,
+    /// Ask for usage in streams whose client did not, and keep it from the client.
+    #[serde(default = "yes")]
+    pub ask_usage: bool,
+    #[serde(skip)]
+    pub credential: Option<Secret>,
+}
+
+/// The model of requests whose body names none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    pub prefix: String,
+    pub model: ModelId,
+}
+
+/// Every bound of a node.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Caps {
+    pub body_bytes: usize,
+    pub connections: usize,
+    pub keys: usize,
+    pub connect_seconds: u64,
+    pub body_seconds: u64,
+    pub first_byte_seconds: u64,
+    pub idle_seconds: u64,
+    /// Pause between looks at followed files.
+    pub poll_ms: u64,
+    pub report_ms: u64,
+}
+
+/// A credential. Its `Debug` never shows it.
+#[derive(Clone)]
+pub struct Secret(String);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {error}")]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {reason}")]
+    Invalid { path: PathBuf, reason: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    node: Option<String>,
+    keys: PathBuf,
+    state: Option<PathBuf>,
+    controller: Option<String>,
+    controller_token_file: Option<PathBuf>,
+    admin_token_file: Option<PathBuf>,
+    upstreams: BTreeMap<String, UpstreamConfig>,
+    #[serde(default)]
+    routes: Vec<RouteConfig>,
+    #[serde(default)]
+    caps: Caps,
+}
+
+// === impl NodeConfig ===
+
+impl NodeConfig {
+    /// Reads the file and everything it names. Relative paths are relative to the file.
+    ///
+    /// # Errors
+    /// Names the file, and what to change in it.
+    pub fn load(
+        path: &Path,
+        table: &str,
+        listen: SocketAddr,
+        admin: SocketAddr,
+    ) -> Result<NodeConfig, ConfigError> {
+        let invalid = |reason: String| ConfigError::Invalid { path: path.to_owned(), reason };
+        let text = read(path)?;
+        let file: ConfigFile = serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let secret = |file: &Option<PathBuf>| file.as_ref().map(|file| Secret::load(&dir.join(file)));
+        let node = match file.node {
+            Some(node) => node,
+            None => {
+                hostname().ok_or_else(|| invalid("cannot tell the host's name; set `node:`".to_owned()))?
+            }
+        };
+        if node.is_empty() || node.len() > NAME_BYTES_MAX || node.contains(char::is_control) {
+            return Err(invalid(format!("node: must be 1 to {NAME_BYTES_MAX} printable bytes")));
+        }
+        let mut routing = RoutingConfig { upstreams: file.upstreams, routes: file.routes };
+        for upstream in routing.upstreams.values_mut() {
+            upstream.credential = secret(&upstream.credential_file).transpose()?;
+        }
+        let table = TableSource::parse(table);
+        let origin = match &table {
+            TableSource::Http(url) => Some(url.clone()),
+            TableSource::File(_) => None,
+        };
+        Ok(NodeConfig {
+            node: NodeId::new(node),
+            table,
+            listen,
+            admin,
+            keys: KeySource::File(dir.join(file.keys)),
+            state: file.state.map(|state| dir.join(state)),
+            controller: file.controller.or(origin),
+            controller_token: secret(&file.controller_token_file).transpose()?,
+            admin_token: secret(&file.admin_token_file).transpose()?,
+            routing,
+            caps: file.caps,
+        })
+    }
+
+    /// With defaults everywhere; for a node embedded in another program.
+    pub fn embedded(node: &str, table: TableSource, keys: KeySource, routing: RoutingConfig) -> NodeConfig {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let controller = match &table {
+            TableSource::Http(url) => Some(url.clone()),
+            TableSource::File(_) => None,
+        };
+        NodeConfig {
+            node: NodeId::new(node),
+            table,
+            listen: any_port,
+            admin: any_port,
+            keys,
+            state: None,
+            controller,
+            controller_token: None,
+            admin_token: None,
+            routing,
+            caps: Caps::default(),
+        }
+    }
+}
+
+// === impl TableSource ===
+
+impl TableSource {
+    pub fn parse(text: &str) -> TableSource {
+        if !text.starts_with("http://") && !text.starts_with("https://") {
+            return TableSource::File(PathBuf::from(text));
+        }
+        let base = text.trim_end_matches('/');
+        TableSource::Http(base.strip_suffix("/v1/table").unwrap_or(base).to_owned())
+    }
+}
+
+// === impl Caps ===
+
+impl Default for Caps {
+    fn default() -> Caps {
+        Caps {
+            body_bytes: 8 << 20,
+            connections: 10_000,
+            keys: 100_000,
+            connect_seconds: 2,
+            body_seconds: 30,
+            first_byte_seconds: 120,
+            idle_seconds: 60,
+            poll_ms: 200,
+            report_ms: 1_000,
+        }
+    }
+}
+
+impl Caps {
+    pub fn poll(&self) -> Duration {
+        Duration::from_millis(self.poll_ms.max(1))
+    }
+}
+
+// === impl Secret ===
+
+impl Secret {
+    pub fn new(secret: impl Into<String>) -> Secret {
+        Secret(secret.into())
+    }
+
+    pub fn load(path: &Path) -> Result<Secret, ConfigError> {
+        let text = read(path)?;
+        let secret = text.trim();
+        let printable = secret.bytes().all(|byte| byte.is_ascii_graphic());
+        if secret.is_empty() || !printable {
+            let reason = "must hold one token of printable characters".to_owned();
+            return Err(ConfigError::Invalid { path: path.to_owned(), reason });
+        }
+        Ok(Secret(secret.to_owned()))
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// As the value of an `Authorization` header; none when it cannot be one.
+    pub fn bearer(&self) -> Option<http::HeaderValue> {
+        let mut value = http::HeaderValue::try_from(format!("Bearer {}", self.0)).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |error| ConfigError::Read { path: path.to_owned(), error };
+    let bytes = fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > FILE_BYTES_MAX {
+        let reason = format!("{bytes} bytes, allowed are {FILE_BYTES_MAX}");
+        return Err(ConfigError::Invalid { path: path.to_owned(), reason });
+    }
+    fs::read_to_string(path).map_err(unreadable)
+}
+
+fn hostname() -> Option<String> {
+    let read =
+        fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
+    let name = read.ok()?.trim().to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+fn yes() -> bool {
+    true
+}

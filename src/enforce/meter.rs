@@ -1,0 +1,306 @@
+//! Reads what a response used while it passes by: server-sent events or one JSON body.
+//!
+//! Incremental and bounded: of a stream at most one line is kept, of a JSON body at most
+//! [`JSON_BYTES_MAX`]. Usage that never comes is made up for by the events counted.
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+/// Longest line of a stream that is looked into.
+const LINE_BYTES_MAX: usize = 256 << 10;
+/// Largest JSON body that is looked into.
+pub const JSON_BYTES_MAX: usize = 8 << 20;
+/// What no model reports; larger numbers are cut.
+const TOKENS_MAX: u64 = 100_000_000;
+
+#[derive(Debug)]
+pub struct Meter {
+    kind: Kind,
+    usage: Usage,
+    /// Content events seen.
+    events: u64,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Events {
+        line: Vec<u8>,
+        /// The line so far is too long and only passed on.
+        skipping: bool,
+        /// Keep the usage event from the client, who did not ask for it.
+        hide: bool,
+        /// A hidden line's empty line goes too.
+        swallow: bool,
+    },
+    Json {
+        body: Vec<u8>,
+        whole: bool,
+    },
+    Opaque,
+}
+
+/// Tokens as far as the upstream has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Uncached.
+    pub input: Option<u64>,
+    pub output: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    usage: Option<Reported>,
+    /// Where Anthropic's first event has it.
+    message: Option<Message>,
+    choices: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    usage: Option<Reported>,
+}
+
+#[derive(Deserialize)]
+struct Reported {
+    #[serde(alias = "input_tokens")]
+    prompt_tokens: Option<u64>,
+    #[serde(alias = "output_tokens")]
+    completion_tokens: Option<u64>,
+    #[serde(alias = "input_tokens_details")]
+    prompt_tokens_details: Option<Details>,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    cached_tokens: Option<u64>,
+}
+
+// === impl Meter ===
+
+impl Meter {
+    /// For a response of this content type.
+    pub fn new(content_type: Option<&str>, hide_usage: bool) -> Meter {
+        let kind = content_type.map(|value| value.split(';').next().unwrap_or(value).trim());
+        let kind = match kind {
+            Some(kind) if kind.eq_ignore_ascii_case("text/event-stream") => {
+                Kind::Events { line: Vec::new(), skipping: false, hide: hide_usage, swallow: false }
+            }
+            Some(kind) if kind.eq_ignore_ascii_case("application/json") => {
+                Kind::Json { body: Vec::new(), whole: true }
+            }
+            _ => Kind::Opaque,
+        };
+        Meter { kind, usage: Usage::default(), events: 0 }
+    }
+
+    /// Looks at a piece of the body; what comes back goes to the client.
+    pub fn feed(&mut self, piece: Bytes) -> Bytes {
+        let Meter { kind, usage, events } = self;
+        match kind {
+            Kind::Opaque => piece,
+            Kind::Json { body, whole } => {
+                *whole = *whole && body.len() + piece.len() <= JSON_BYTES_MAX;
+                if *whole {
+                    body.extend_from_slice(&piece);
+                } else {
+                    *body = Vec::new();
+                }
+                piece
+            }
+            Kind::Events { line, skipping, hide, swallow } => {
+                let mut out = Vec::new();
+                for part in piece.split_inclusive(|byte| *byte == b'\n') {
+                    if *skipping {
+                        out.extend_from_slice(part);
+                        *skipping = !part.ends_with(b"\n");
+                        continue;
+                    }
+                    line.extend_from_slice(part);
+                    if !line.ends_with(b"\n") {
+                        if line.len() > LINE_BYTES_MAX {
+                            *skipping = true;
+                            out.append(line);
+                        }
+                        continue;
+                    }
+                    let empty = matches!(line.as_slice(), b"\n" | b"\r\n");
+                    let seen = look(line, usage);
+                    *events += u64::from(seen == Seen::Content);
+                    let hidden = *hide && (seen == Seen::UsageOnly || (empty && *swallow));
+                    *swallow = *hide && seen == Seen::UsageOnly;
+                    if !hidden {
+                        out.extend_from_slice(line);
+                    }
+                    line.clear();
+                }
+                // Only a filtered stream waits for the end of a line.
+                if *hide { out.into() } else { piece }
+            }
+        }
+    }
+
+    /// What was held back when the body ends.
+    pub fn finish(&mut self) -> Bytes {
+        match &mut self.kind {
+            Kind::Events { line, hide, .. } => {
+                let rest = std::mem::take(line);
+                self.events += u64::from(look(&rest, &mut self.usage) == Seen::Content);
+                if *hide { rest.into() } else { Bytes::new() }
+            }
+            Kind::Json { body, .. } => {
+                let body = std::mem::take(body);
+                if let Ok(event) = serde_json::from_slice::<Event>(&body) {
+                    self.usage.merge(event);
+                }
+                Bytes::new()
+            }
+            Kind::Opaque => Bytes::new(),
+        }
+    }
+
+    /// What the upstream reported so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Output tokens seen, at least: an event carries one or more.
+    pub fn output_seen(&self) -> u64 {
+        self.events.max(self.usage.output.unwrap_or(0))
+    }
+
+    pub fn is_events(&self) -> bool {
+        matches!(self.kind, Kind::Events { .. })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Content,
+    /// OpenAI's last event: usage, and no choices.
+    UsageOnly,
+}
+
+fn look(line: &[u8], usage: &mut Usage) -> Seen {
+    let Some(data) = line.strip_prefix(b"data:") else {
+        return Seen::Nothing;
+    };
+    let data = data.trim_ascii();
+    if data.is_empty() || data == b"[DONE]" {
+        return Seen::Nothing;
+    }
+    if !contains(data, b"\"usage\"") {
+        return Seen::Content;
+    }
+    let Ok(event) = serde_json::from_slice::<Event>(data) else {
+        return Seen::Content;
+    };
+    let no_choices = event.choices.as_ref().is_some_and(Vec::is_empty);
+    let reported = event.usage.is_some() || event.message.is_some();
+    let only = event.usage.is_some() && no_choices;
+    let content = event.choices.as_ref().is_some_and(|choices| !choices.is_empty());
+    usage.merge(event);
+    match (only, content || !reported) {
+        (true, _) => Seen::UsageOnly,
+        (false, true) => Seen::Content,
+        (false, false) => Seen::Nothing,
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+// === impl Usage ===
+
+impl Usage {
+    /// Later reports replace earlier ones, field by field.
+    fn merge(&mut self, event: Event) {
+        let nested = event.message.and_then(|message| message.usage);
+        for reported in [nested, event.usage].into_iter().flatten() {
+            let cached =
+                reported.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+            if let Some(input) = reported.prompt_tokens {
+                self.input = Some(input.saturating_sub(cached).min(TOKENS_MAX));
+            }
+            if let Some(output) = reported.completion_tokens {
+                self.output = Some(output.min(TOKENS_MAX));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &str = concat!(
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}],\"usage\":null}\r\n\r\n",
+        ": comment\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":5,",
+        "\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n",
+        "data: [DONE]\n\n"
+    );
+
+    fn run(hide: bool, size: usize) -> (String, Meter) {
+        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), hide);
+        let mut out = Vec::new();
+        for piece in STREAM.as_bytes().chunks(size) {
+            out.extend_from_slice(&meter.feed(Bytes::copy_from_slice(piece)));
+        }
+        out.extend_from_slice(&meter.finish());
+        (String::from_utf8(out).unwrap(), meter)
+    }
+
+    #[test]
+    fn usage_is_found_at_every_cut_and_the_stream_is_not_changed() {
+        for size in 1..STREAM.len() {
+            let (out, meter) = run(false, size);
+            assert_eq!(out, STREAM);
+            assert_eq!(meter.usage(), Usage { input: Some(5), output: Some(5) });
+            assert_eq!(meter.output_seen(), 5);
+            assert_eq!(meter.events, 2);
+        }
+    }
+
+    #[test]
+    fn usage_the_client_did_not_ask_for_is_hidden_at_every_cut() {
+        let usage = STREAM.find("data: {\"choices\":[],").unwrap()..STREAM.find("data: [DONE]").unwrap();
+        let expected = [&STREAM[..usage.start], &STREAM[usage.end..]].concat();
+        for size in 1..STREAM.len() {
+            let (out, meter) = run(true, size);
+            assert_eq!(out, expected);
+            assert_eq!(meter.usage().output, Some(5));
+        }
+    }
+
+    #[test]
+    fn anthropic_usage_comes_in_two_events() {
+        let mut meter = Meter::new(Some("text/event-stream"), false);
+        for event in [
+            "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":7,\"output_tokens\":1}}}\n\n",
+            "data: {\"delta\":{\"text\":\"x\"}}\n\n",
+            "data: {\"delta\":{},\"usage\":{\"output_tokens\":30}}\n\n",
+        ] {
+            meter.feed(Bytes::from(event));
+        }
+        assert_eq!(meter.usage(), Usage { input: Some(7), output: Some(30) });
+    }
+
+    #[test]
+    fn json_bodies_absurd_numbers_and_endless_lines() {
+        let mut meter = Meter::new(Some("application/json"), false);
+        meter.feed(Bytes::from_static(b"{\"choices\":[{}],\"usage\":{\"prompt_tokens\":3,"));
+        meter.feed(Bytes::from_static(b"\"completion_tokens\":18446744073709551615}}"));
+        meter.finish();
+        assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(TOKENS_MAX) });
+        let mut endless = Meter::new(Some("text/event-stream"), true);
+        let mut passed = 0;
+        for _ in 0..100 {
+            passed += endless.feed(Bytes::from(vec![b'x'; 10_000])).len();
+        }
+        passed += endless.finish().len();
+        assert_eq!(passed, 1_000_000);
+    }
+}

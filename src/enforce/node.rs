@@ -1,0 +1,376 @@
+//! A whole node: listeners, followers and reports around one [`Cell`].
+//!
+//! [`Node::start`] returns once both listeners are bound, so that a demo or a test can embed it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::enforce::admin::Admin;
+use crate::enforce::cell::Cell;
+use crate::enforce::client::{client, entropy};
+use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
+use crate::enforce::follow::{FollowError, Follower, Store};
+use crate::enforce::gateway::Gate;
+use crate::enforce::keyring::{KEYS_BYTES_MAX, Keyring, KeyringError};
+use crate::enforce::limiter::Limiter;
+use crate::enforce::metrics::Counts;
+use crate::enforce::serve::{DRAIN, serve};
+use crate::enforce::upstream::Routing;
+use crate::enforce::{follow_http, report};
+use crate::unit::{Instant, NodeId, SystemClock};
+use crate::wire::{LimitTable, Offer, TableError, UsageReport};
+
+/// Where the node's clock starts: far above any table's validity, so that a table from disk can
+/// be older than the process.
+const CLOCK_START: Instant = Instant(1 << 60);
+/// Connections of the admin listener.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// What every part of a node sees.
+pub struct Shared {
+    pub node: NodeId,
+    pub cell: Arc<Cell>,
+    pub count: Counts,
+    started: Instant,
+    instance: u64,
+    store: Option<Store>,
+}
+
+/// Starts nodes.
+pub struct Node;
+
+/// A node that serves. Dropping it stops everything at once.
+pub struct Running {
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+    gate: Arc<Gate>,
+    reload: Reload,
+    stop: watch::Sender<bool>,
+    servers: JoinSet<()>,
+    followers: JoinSet<()>,
+}
+
+/// How to read again what a reload replaces.
+#[derive(Clone)]
+pub struct Reload {
+    keys: KeySource,
+    /// The configuration file, when there is one.
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("{what} {address}: {error}")]
+    Listen { what: &'static str, address: SocketAddr, error: io::Error },
+    #[error(
+        "admin {0}: the admin listener serves without TLS and may only be on loopback; use 127.0.0.1 or [::1]"
+    )]
+    AdminExposed(SocketAddr),
+    #[error("state {path}: {error}")]
+    State { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("configuration: {0}")]
+    Routing(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    #[error(transparent)]
+    Read(#[from] FollowError),
+    #[error("keys: not UTF-8")]
+    Utf8,
+    #[error("keys {path}: {error}")]
+    Parse { path: PathBuf, error: KeyringError },
+}
+
+// === impl Node ===
+
+impl Node {
+    /// # Errors
+    /// What cannot be read or bound, and what to change.
+    pub async fn start(config: NodeConfig, source: Option<PathBuf>) -> Result<Running, NodeError> {
+        if !config.admin.ip().is_loopback() {
+            return Err(NodeError::AdminExposed(config.admin));
+        }
+        let keyring = read_keys(&config.keys)?;
+        let routing = Routing::new(&config.routing).map_err(NodeError::Routing)?;
+        let connect = Duration::from_secs(config.caps.connect_seconds.max(1));
+        let http = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
+        let shared = Arc::new(Shared::open(&config)?);
+        let (proxy, admin) = (bind("listen", config.listen).await?, bind("admin", config.admin).await?);
+        let (proxy_at, admin_at) = (address(&proxy, config.listen), address(&admin, config.admin));
+        let gate = Arc::new(Gate {
+            shared: Arc::clone(&shared),
+            routing: ArcSwap::from_pointee(routing),
+            keyring: ArcSwap::from_pointee(keyring),
+            client: http.clone(),
+            caps: config.caps,
+        });
+        let reload = Reload { keys: config.keys.clone(), config: source };
+        let (stop, stopped) = watch::channel(false);
+        let mut servers = JoinSet::new();
+        let handler = Arc::clone(&gate);
+        servers.spawn(serve(proxy, config.caps.connections, stopped.clone(), move |request| {
+            Arc::clone(&handler).handle(request)
+        }));
+        let operator = Arc::new(Admin {
+            gate: Arc::clone(&gate),
+            token: config.admin_token.clone(),
+            reload: reload.clone(),
+        });
+        servers.spawn(serve(admin, ADMIN_CONNECTIONS, stopped, move |request| {
+            Arc::clone(&operator).handle(request)
+        }));
+        let mut followers = JoinSet::new();
+        let token = config.controller_token.clone();
+        match config.table {
+            TableSource::File(path) => {
+                followers.spawn(follow_file(Arc::clone(&shared), path, config.caps.poll()));
+            }
+            TableSource::Http(base) => {
+                followers.spawn(follow_http::follow(Arc::clone(&shared), http.clone(), base, token.clone()));
+            }
+        }
+        if let KeySource::File(path) = config.keys {
+            followers.spawn(follow_keys(Arc::clone(&gate), path, config.caps.poll()));
+        }
+        if let Some(base) = config.controller {
+            let every = Duration::from_millis(config.caps.report_ms);
+            followers.spawn(report::report(Arc::clone(&shared), http, base, token, every));
+        }
+        tracing::info!(node = %shared.node, proxy = %proxy_at, admin = %admin_at, "node serves");
+        Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, stop, servers, followers })
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// The limiter and its table; for whoever embeds the node.
+    pub fn cell(&self) -> Arc<Cell> {
+        Arc::clone(&self.gate.shared.cell)
+    }
+
+    /// Reads keys and configuration again; all of it or nothing.
+    ///
+    /// # Errors
+    /// Names the file and the mistake; what was in force stays.
+    pub async fn reload(&self) -> Result<(), String> {
+        self.reload.now(&self.gate).await
+    }
+
+    /// Takes no new connection and lets requests end, for at most [`DRAIN`].
+    pub async fn shutdown(mut self) {
+        let _ = self.stop.send(true);
+        let all = async { while self.servers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRAIN + Duration::from_secs(1), all).await;
+        self.followers.abort_all();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn open(config: &NodeConfig) -> Result<Shared, NodeError> {
+        let clock = SystemClock::starting_at(CLOCK_START);
+        let cell = Cell::new(Limiter::new(config.node.clone(), config.caps.keys), Box::new(clock));
+        let store = match &config.state {
+            Some(path) => {
+                Some(Store::open(path).map_err(|error| NodeError::State { path: path.clone(), error })?)
+            }
+            None => None,
+        };
+        let count = Counts::default();
+        match store.as_ref().map(Store::load).transpose() {
+            Ok(Some(Some(table))) => {
+                let stamp = table.stamp;
+                match cell.restore(table) {
+                    Ok(()) => {
+                        tracing::info!(?stamp, "serving the last table from disk until a controller answers")
+                    }
+                    Err(error) => tracing::error!(%error, "the table on disk is not used"),
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                count.table_errors();
+                tracing::error!(%error, "the table on disk is not used");
+            }
+        }
+        let started = cell.now();
+        Ok(Shared {
+            node: config.node.clone(),
+            cell: Arc::new(cell),
+            count,
+            started,
+            // 53 bits: every JSON reader holds it exactly.
+            instance: entropy() >> 11,
+            store,
+        })
+    }
+
+    pub fn report(&self) -> UsageReport {
+        self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance))
+    }
+
+    /// Puts a table in force and keeps it on disk.
+    ///
+    /// # Errors
+    /// The table is not acceptable; the one in force stays.
+    pub async fn offer(&self, table: LimitTable) -> Result<(), TableError> {
+        match self.cell.offer(table)? {
+            Offer::Applied(held) => {
+                self.count.tables_applied();
+                tracing::debug!(stamp = ?held.stamp(), "table in force");
+                if let Some(store) = self.store.clone() {
+                    let saved = spawn_blocking(move || store.save(&held.table)).await;
+                    if let Err(error) = saved.map_err(io::Error::other).flatten() {
+                        self.count.store_errors();
+                        tracing::error!(%error, "the table in force could not be kept on disk");
+                    }
+                }
+            }
+            Offer::Renewed(_) => self.count.tables_renewed(),
+            Offer::Stale => self.count.tables_stale(),
+        }
+        Ok(())
+    }
+}
+
+// === impl Reload ===
+
+impl Reload {
+    pub async fn now(&self, gate: &Gate) -> Result<(), String> {
+        let outcome = self.read().await;
+        match outcome {
+            Ok((keyring, routing)) => {
+                gate.shared.count.reloads();
+                tracing::info!(keys = keyring.len(), "reloaded");
+                gate.keyring.store(Arc::new(keyring));
+                if let Some(routing) = routing {
+                    gate.routing.store(Arc::new(routing));
+                }
+                Ok(())
+            }
+            Err(reason) => {
+                gate.shared.count.reload_errors();
+                tracing::error!(%reason, "reload refused; what was in force stays");
+                Err(reason)
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(Keyring, Option<Routing>), String> {
+        let (keys, config) = (self.keys.clone(), self.config.clone());
+        let read = spawn_blocking(move || {
+            let keyring = read_keys(&keys).map_err(|error| error.to_string())?;
+            let Some(path) = config else { return Ok((keyring, None)) };
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let config = NodeConfig::load(&path, "unused", any, any).map_err(|error| error.to_string())?;
+            Ok((keyring, Some(Routing::new(&config.routing)?)))
+        });
+        read.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+}
+
+/// Follows the table file until dropped.
+async fn follow_file(shared: Arc<Shared>, path: PathBuf, every: Duration) {
+    let mut follower = Follower::new(path);
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let polled = spawn_blocking(move || {
+            let table = follower.poll();
+            (follower, table)
+        });
+        let Ok((returned, table)) = polled.await else { return };
+        follower = returned;
+        let problem = match table {
+            None => continue,
+            Some(Ok(table)) => shared.offer(table).await.err().map(|error| error.to_string()),
+            Some(Err(error)) => Some(error.to_string()),
+        };
+        if let Some(reason) = problem {
+            shared.count.table_errors();
+            tracing::warn!(%reason, "table refused; the one in force stays");
+        }
+    }
+}
+
+/// Follows the keys file until dropped. A change counts once two reads are equal, so that a file
+/// in the middle of being written is not taken.
+async fn follow_keys(gate: Arc<Gate>, path: PathBuf, every: Duration) {
+    let mut follower = Follower::bounded(path.clone(), KEYS_BYTES_MAX);
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut former: Option<Vec<u8>> = None;
+    loop {
+        ticks.tick().await;
+        let polled = spawn_blocking(move || {
+            let bytes = follower.changed();
+            (follower, bytes)
+        });
+        let Ok((returned, bytes)) = polled.await else { return };
+        follower = returned;
+        let outcome = match bytes {
+            None => continue,
+            Some(Err(error)) => Err(error.to_string()),
+            Some(Ok(bytes)) if former.as_ref() != Some(&bytes) => {
+                former = Some(bytes);
+                follower.forget();
+                continue;
+            }
+            Some(Ok(bytes)) => parse_keys(&path, bytes).map_err(|error| error.to_string()),
+        };
+        match outcome {
+            Ok(keyring) => {
+                gate.shared.count.reloads();
+                gate.keyring.store(Arc::new(keyring));
+            }
+            Err(reason) => {
+                gate.shared.count.reload_errors();
+                tracing::error!(%reason, "keys file refused; the last good one stays in force");
+            }
+        }
+    }
+}
+
+fn read_keys(source: &KeySource) -> Result<Keyring, KeysError> {
+    match source {
+        KeySource::File(path) => {
+            let mut follower = Follower::bounded(path.clone(), KEYS_BYTES_MAX);
+            let bytes = follower.changed().transpose()?.unwrap_or_default();
+            parse_keys(path, bytes)
+        }
+        KeySource::Inline(text) => {
+            Keyring::parse(text).map_err(|error| KeysError::Parse { path: PathBuf::from("(inline)"), error })
+        }
+    }
+}
+
+fn parse_keys(path: &std::path::Path, bytes: Vec<u8>) -> Result<Keyring, KeysError> {
+    let text = String::from_utf8(bytes).map_err(|_| KeysError::Utf8)?;
+    Keyring::parse(&text).map_err(|error| KeysError::Parse { path: path.to_owned(), error })
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|error| NodeError::Listen { what, address, error })
+}
+
+fn address(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(asked)
+}

@@ -1,0 +1,209 @@
+//! A response on its way to the client: metered, timed, and settled exactly once however it ends.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
+
+use crate::enforce::cell::Cell;
+use crate::enforce::meter::Meter;
+use crate::enforce::ticket::{Settlement, Ticket};
+use crate::enforce::upstream::Outstanding;
+
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// A reservation that settles when dropped, with whatever is true by then.
+pub struct Guard {
+    cell: Arc<Cell>,
+    ticket: Option<Ticket>,
+    end: Settlement,
+    waiting: bool,
+}
+
+/// An upstream's body, passed on piece by piece.
+pub struct Metered {
+    inner: Incoming,
+    meter: Meter,
+    guard: Guard,
+    idle: Pin<Box<Sleep>>,
+    idle_for: Duration,
+    _outstanding: Outstanding,
+    estimate: Estimate,
+    /// The response is an error; its settlement stands already.
+    settled: bool,
+    ended: bool,
+}
+
+/// What usage is made up from where the upstream reports none.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimate {
+    pub input_tokens: u64,
+    pub images: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream sent nothing for {} s", .0.as_secs())]
+struct Idle(Duration);
+
+// === impl Guard ===
+
+impl Guard {
+    /// Nothing is sent yet.
+    pub fn new(cell: Arc<Cell>, ticket: Ticket) -> Guard {
+        Guard { cell, ticket: Some(ticket), end: Settlement::NotSent, waiting: true }
+    }
+
+    /// What a drop from here on means.
+    pub fn on_drop(&mut self, end: Settlement) {
+        self.end = end;
+    }
+
+    pub fn attempt_failed(&self) {
+        if let Some(ticket) = &self.ticket {
+            self.cell.with(|limiter, _| limiter.attempt_failed(ticket));
+        }
+    }
+
+    pub fn first_token(&mut self) {
+        if let Some(ticket) = self.ticket.as_mut().filter(|_| self.waiting) {
+            self.cell.with(|limiter, now| limiter.first_token(now, ticket));
+            self.waiting = false;
+        }
+    }
+
+    /// Settles now; later calls and the drop do nothing.
+    pub fn settle(&mut self, end: Settlement) {
+        if let Some(ticket) = self.ticket.take() {
+            self.cell.with(|limiter, now| limiter.settle(now, ticket, end));
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.settle(self.end);
+    }
+}
+
+// === impl Metered ===
+
+impl Metered {
+    pub fn new(
+        inner: Incoming,
+        meter: Meter,
+        guard: Guard,
+        outstanding: Outstanding,
+        estimate: Estimate,
+        idle_for: Duration,
+    ) -> Metered {
+        let idle = Box::pin(tokio::time::sleep(idle_for));
+        let settled = guard.ticket.is_none();
+        let mut body = Metered {
+            inner,
+            meter,
+            guard,
+            idle,
+            idle_for,
+            _outstanding: outstanding,
+            estimate,
+            settled,
+            ended: false,
+        };
+        if body.inner.is_end_stream() {
+            body.end();
+        }
+        body
+    }
+
+    /// The body is complete: settles, and returns what was held back.
+    fn end(&mut self) -> Bytes {
+        self.ended = true;
+        let rest = self.meter.finish();
+        if !self.settled {
+            self.guard.settle(self.outcome());
+        }
+        rest
+    }
+
+    fn outcome(&self) -> Settlement {
+        let Estimate { input_tokens, images } = self.estimate;
+        let usage = self.meter.usage();
+        if usage == crate::enforce::meter::Usage::default() && !self.meter.is_events() {
+            // Nothing was said and nothing can be counted: what was reserved stays.
+            return Settlement::Broken { output_seen: 0 };
+        }
+        // A report of no output beside visible output is not believed.
+        let output_tokens = match usage.output {
+            Some(output) if output > 0 => output,
+            _ => self.meter.output_seen(),
+        };
+        Settlement::Used { input_tokens: usage.input.unwrap_or(input_tokens), output_tokens, images }
+    }
+
+    fn died(&mut self) {
+        self.ended = true;
+        self.guard.settle(Settlement::Died { output_seen: self.meter.output_seen() });
+    }
+}
+
+impl HttpBody for Metered {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        while !this.ended {
+            let Poll::Ready(next) = Pin::new(&mut this.inner).poll_frame(context) else {
+                ready!(this.idle.as_mut().poll(context));
+                this.died();
+                return Poll::Ready(Some(Err(Idle(this.idle_for).into())));
+            };
+            let frame = match next {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    this.died();
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                None => {
+                    let rest = this.end();
+                    let frame = (!rest.is_empty()).then(|| Ok(Frame::data(rest)));
+                    return Poll::Ready(frame);
+                }
+            };
+            // Trailers are hop by hop here: nothing announced them to the client.
+            let Ok(piece) = frame.into_data() else { continue };
+            this.idle.as_mut().reset(tokio::time::Instant::now() + this.idle_for);
+            this.guard.first_token();
+            let mut out = this.meter.feed(piece);
+            this.guard.on_drop(Settlement::Broken { output_seen: this.meter.output_seen() });
+            // The server may never ask again once a body's announced length is through.
+            if this.inner.is_end_stream() {
+                let rest = this.end();
+                if !rest.is_empty() {
+                    out = [out, rest].concat().into();
+                }
+            }
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

@@ -1,0 +1,149 @@
+//! The map in `src/lib.rs`, kept true by a test: which room may name which, where a clock may be
+//! read, which files may touch the world, how long a file may get.
+//!
+//! A plain text scan suffices because rooms name each other by `crate::room` paths only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Room, and the rooms it may name. What is not here may not be named.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("unit", &[]),
+    ("wire", &["unit"]),
+    ("policy", &["unit", "wire"]),
+    ("observe", &["unit", "wire", "policy"]),
+    ("estimate", &["unit", "wire", "policy", "observe"]),
+    ("decide", &["unit", "estimate"]),
+    ("allocate", &["unit"]),
+    ("publish", &["unit", "wire"]),
+    ("enforce", &["unit", "wire"]),
+    ("control", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"]),
+    ("sim", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce", "control"]),
+    ("demo", &["unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
+];
+
+/// The only files that read a clock.
+const CLOCKS: &[&str] = &["unit.rs"];
+
+/// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
+const SHELLS: &[&str] = &["policy/load.rs"];
+
+/// What makes a file a shell.
+const WORLD: &[&str] = &[
+    "tokio::",
+    "hyper::",
+    "hyper_util::",
+    "tracing::",
+    "prometheus::",
+    "std::fs",
+    "std::net",
+    "std::thread",
+];
+
+/// Longest file, lines without its tests.
+const LINES_MAX: usize = 400;
+
+/// One finding: file, line, what is wrong and what to do.
+fn scan(name: &str, text: &str) -> Vec<String> {
+    let room = name.split(['/', '.']).next().unwrap_or_default();
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let mut found = Vec::new();
+    if !text.starts_with("//!") {
+        found.push(format!("{name}:1: begin with `//!`: why does this file exist?"));
+    }
+    if code.lines().count() > LINES_MAX && !name.ends_with("tests.rs") {
+        found.push(format!(
+            "{name}: {} lines, at most {LINES_MAX}: is it still one idea?",
+            code.lines().count()
+        ));
+    }
+    let allowed = ARROWS.iter().find(|(from, _)| *from == room).map(|(_, to)| *to);
+    for (at, line) in code.lines().enumerate() {
+        let line = line.split("//").next().unwrap_or_default();
+        let place = format!("{name}:{}", at + 1);
+        for named in line.split("crate::").skip(1) {
+            let named: String = named.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let known = ARROWS.iter().any(|(room, _)| *room == named);
+            if known && named != room && allowed.is_some_and(|allowed| !allowed.contains(&named.as_str())) {
+                found.push(format!("{place}: `{room}` may not name `{named}`; hand it in as an argument"));
+            }
+        }
+        if line.contains("use crate::{") {
+            found.push(format!("{place}: one `use crate::room` line per room, so that arrows can be read"));
+        }
+        let reads =
+            ["Instant::now(", "SystemTime::now(", "UNIX_EPOCH"].iter().any(|clock| line.contains(clock));
+        if reads && !CLOCKS.contains(&name) && !name.starts_with("cli/") {
+            found.push(format!(
+                "{place}: reads a clock; take `now` as an argument, a shell asks a `unit::Clock`"
+            ));
+        }
+        if let Some(world) = WORLD.iter().find(|world| line.contains(**world))
+            && !SHELLS.contains(&name)
+            && !name.starts_with("cli/")
+        {
+            found.push(format!("{place}: pure file names `{world}`; move it to a shell"));
+        }
+    }
+    found
+}
+
+fn sources(dir: &Path, into: &mut BTreeMap<String, String>, root: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path: PathBuf = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into, root);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            into.insert(name, fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+fn tree() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = BTreeMap::new();
+    sources(&root, &mut files, &root);
+    assert!(files.len() > 30, "the scan found only {} files", files.len());
+    files
+}
+
+#[test]
+fn every_file_keeps_to_the_map() {
+    let found: Vec<String> = tree().iter().flat_map(|(name, text)| scan(name, text)).collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_room_is_on_the_map_and_every_shell_exists() {
+    let files = tree();
+    for name in files.keys() {
+        let room = name.split(['/', '.']).next().unwrap();
+        let known = ARROWS.iter().any(|(known, _)| *known == room) || ["lib", "main", "cli"].contains(&room);
+        assert!(known, "{name}: room `{room}` is not in ARROWS");
+    }
+    for shell in SHELLS {
+        assert!(files.contains_key(*shell), "SHELLS names {shell}, which is gone");
+    }
+}
+
+#[test]
+fn a_backward_import_is_found() {
+    let found = scan("estimate/mod.rs", "//! x\nuse crate::enforce::Limiter;\n");
+    assert_eq!(found, ["estimate/mod.rs:2: `estimate` may not name `enforce`; hand it in as an argument"]);
+}
+
+#[test]
+fn a_stray_clock_read_is_found() {
+    let found = scan("decide/mod.rs", "//! x\nlet now = std::time::Instant::now();\n");
+    let expected = "decide/mod.rs:2: reads a clock; take `now` as an argument, a shell asks a `unit::Clock`";
+    assert_eq!(found, [expected]);
+}
+
+#[test]
+fn a_pure_file_that_logs_is_found() {
+    let found = scan("allocate/mod.rs", "//! x\ntracing::info!();\n");
+    assert_eq!(found, ["allocate/mod.rs:2: pure file names `tracing::`; move it to a shell"]);
+}

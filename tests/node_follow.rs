@@ -1,0 +1,272 @@
+//! Where a node's table and keys come from: a file, a controller, its own disk; and what happens
+//! when one of them is wrong or away.
+
+mod node_support;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use node_support::*;
+use tidegate::enforce::config::{KeySource, NodeConfig, Secret, TableSource};
+use tidegate::enforce::node::Node;
+use tidegate::unit::{Dimension, Limit};
+use tidegate::wire::{LimitTable, Stamp, UsageReport};
+
+const RPM: Dimension = Dimension::RequestsPerMinute;
+
+#[tokio::test]
+async fn f10_a_bad_table_file_keeps_the_last_one_and_a_good_one_follows() {
+    let rig = Rig::start(&table(1, &[(RPM, key_limit(60))])).await;
+    let mut wrong = table(2, &[(RPM, key_limit(60))]);
+    wrong.rows[0].pool = "nowhere".into();
+    let good = table(1, &[]).encode().unwrap();
+    let bad: [&[u8]; 5] =
+        [b"", b"{}", &good[..good.len() / 2], &serde_json::to_vec(&wrong).unwrap(), b"\xff"];
+    for (count, bytes) in bad.into_iter().enumerate() {
+        write(&rig.table_path(), bytes);
+        let expected = format!("tidegate_enforce_table_errors_total {}", count + 1);
+        wait_for_metric(&rig, &expected).await;
+        assert_eq!(rig.node.cell().held().unwrap().stamp().version, 1);
+        assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    }
+    std::fs::remove_file(rig.table_path()).unwrap();
+    wait_for_metric(&rig, "tidegate_enforce_table_errors_total 6").await;
+    // A lowered limit binds on the next request.
+    write_table(&rig.table_path(), &table(3, &[(RPM, key_limit(5))]));
+    until("version 3", || rig.node.cell().held().unwrap().stamp().version == 3).await;
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::TOO_MANY_REQUESTS);
+    // An older one does not come back.
+    write_table(&rig.table_path(), &table(2, &[]));
+    wait_for_metric(&rig, "tidegate_enforce_tables_stale_total 1").await;
+    assert_eq!(rig.node.cell().held().unwrap().stamp().version, 3);
+}
+
+async fn wait_for_metric(rig: &Rig, line: &str) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let page = rig.get(rig.node.admin, "/metrics").await.2;
+        if page.lines().any(|known| known == line) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no {line} in\n{page}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn keys_are_reloaded_and_a_bad_file_keeps_the_last_good_ones() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("keys.jsonl");
+    write(&path, format!("{}\n", key_line("key", None)).as_bytes());
+    let rig = Rig::with(&table(1, &[]), |config| config.keys = KeySource::File(path.clone())).await;
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    write(&path, b"{\"key_sha256\":\"sk-canary\",\"tier\":\"t\"}\n");
+    wait_for_metric(&rig, "tidegate_enforce_reload_errors_total 1").await;
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    let reason = rig.node.reload().await.unwrap_err();
+    assert!(reason.contains("line 1") && !reason.contains("canary"), "{reason}");
+    // Revoked, and another one granted.
+    write(&path, format!("{}\n", key_line("new", None)).as_bytes());
+    rig.node.reload().await.unwrap();
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::UNAUTHORIZED);
+    let mut request = rig.chat("", false);
+    request.headers_mut().insert("authorization", "Bearer new".parse().unwrap());
+    assert_eq!(rig.answer(request).await.0, StatusCode::OK);
+
+    std::fs::remove_file(&path).unwrap();
+    let config = NodeConfig { keys: KeySource::File(path), ..config(dir.path(), &[rig.upstream.url()]) };
+    let error = Node::start(config, None).await.err().unwrap().to_string();
+    assert!(error.contains("keys.jsonl"), "a start without keys fails: {error}");
+}
+
+/// A controller that answers as told and keeps what it hears.
+struct Controller {
+    address: SocketAddr,
+    state: Arc<Told>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Told {
+    table: tokio::sync::watch::Sender<Option<LimitTable>>,
+    asked: Mutex<Vec<HeaderMap>>,
+    reports: Mutex<Vec<UsageReport>>,
+}
+
+impl Controller {
+    async fn start() -> Controller {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let table = tokio::sync::watch::Sender::new(None);
+        let state = Arc::new(Told { table, asked: Mutex::default(), reports: Mutex::default() });
+        let told = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((socket, _)) = listener.accept().await else { continue };
+                let told = Arc::clone(&told);
+                let service = service_fn(move |request| answer(request, Arc::clone(&told)));
+                connections.spawn(async move {
+                    let builder = hyper::server::conn::http1::Builder::new();
+                    let _ = builder.serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Controller { address, state, task }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/v1/table", self.address)
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The long poll as the controller has it: 503 without a table, else the next one.
+async fn answer(request: Request<Incoming>, told: Arc<Told>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let mut response = Response::new(Full::default());
+    if request.headers().get("authorization").is_none_or(|value| value != "Bearer token") {
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        return Ok(response);
+    }
+    if request.method() == Method::POST {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        told.reports.lock().unwrap().push(UsageReport::decode(&body).unwrap());
+        return Ok(response);
+    }
+    assert_eq!(request.uri().to_string(), "/v1/table?wait=30s");
+    told.asked.lock().unwrap().push(request.headers().clone());
+    let etag = |stamp: Stamp| format!("\"{}.{}.{}\"", stamp.epoch, stamp.version, stamp.tick);
+    let known = request.headers().get("if-none-match").map(|value| value.to_str().unwrap().to_owned());
+    let mut tables = told.table.subscribe();
+    if known.is_some() {
+        let newer = |table: &Option<LimitTable>| table.as_ref().map(|table| etag(table.stamp)) != known;
+        let _ = tables.wait_for(newer).await;
+    }
+    match tables.borrow().as_ref() {
+        None => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+        Some(table) => *response.body_mut() = Full::new(table.encode().unwrap().into()),
+    }
+    Ok(response)
+}
+
+fn followed(controller: &Controller, dir: &std::path::Path, upstream: &Upstream) -> NodeConfig {
+    let source = TableSource::parse(&controller.url());
+    let keys = KeySource::Inline(keys());
+    let mut config = NodeConfig::embedded("n", source, keys, routing(&[upstream.url()]));
+    config.controller_token = Some(Secret::new("token"));
+    config.state = Some(dir.join("state"));
+    config.caps.report_ms = 20;
+    config
+}
+
+#[tokio::test]
+async fn f01_f02_a_node_follows_its_controller_reports_and_starts_again_without_it() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let upstream = Upstream::start().await;
+    let controller = Controller::start().await;
+    let node = Node::start(followed(&controller, dir.path(), &upstream), None).await.unwrap();
+    until("a report before the first table", || !controller.state.reports.lock().unwrap().is_empty()).await;
+    assert_eq!(controller.state.reports.lock().unwrap()[0].applied, None);
+    assert!(node.cell().held().is_none());
+    controller.state.table.send_replace(Some(table(5, &[(RPM, entry(Limit::Finite(600), M))])));
+    until("version 5", || node.cell().held().is_some_and(|held| held.stamp().version == 5)).await;
+    let mut tick = table(5, &[(RPM, entry(Limit::Finite(600), M))]);
+    tick.stamp.tick = 6;
+    controller.state.table.send_replace(Some(tick));
+    until("the renewal", || node.cell().held().unwrap().stamp().tick == 6).await;
+    let mut next = table(7, &[(RPM, entry(Limit::Finite(1_000), M))]);
+    next.rows[0].limits.get_mut(&RPM).unwrap().safe = Limit::Finite(100);
+    next.valid_for_ms = 20_000;
+    controller.state.table.send_replace(Some(next));
+    until("version 7", || node.cell().held().unwrap().stamp().version == 7).await;
+    let applied = || controller.state.reports.lock().unwrap().last().unwrap().applied;
+    until("its report", || applied().is_some_and(|stamp| stamp.version == 7)).await;
+    let asked = controller.state.asked.lock().unwrap().clone();
+    assert!(asked[0].get("if-none-match").is_none());
+    assert!(asked.iter().any(|headers| headers.get("if-none-match").is_some_and(|tag| tag == "\"1.5.6\"")));
+    // Kept on disk before anything else can be asked of this node.
+    let path = dir.path().join("state/table.json");
+    let kept = || std::fs::read(&path).ok().and_then(|bytes| LimitTable::decode(&bytes).ok());
+    until("the table on disk", || kept().is_some_and(|table| table.stamp.version == 7)).await;
+    timed(node.shutdown()).await;
+
+    let config = followed(&controller, dir.path(), &upstream);
+    drop(controller);
+    let node = Node::start(config.clone(), None).await.unwrap();
+    let held = node.cell().held().expect("serves from disk at once");
+    assert_eq!(held.stamp().version, 7);
+    assert!(held.intervals_expired(node.cell().now()) >= 1, "steers toward safe at once");
+    let entry = held.table.rows[0].limits[&RPM];
+    assert_eq!(held.tier_limit(&entry, node.cell().now()), Limit::Finite(700));
+    timed(node.shutdown()).await;
+
+    // F03: a torn file is no table, and a node without one is not unlimited.
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let node = Node::start(config, None).await.unwrap();
+    assert!(node.cell().held().is_none());
+}
+
+#[tokio::test]
+async fn a_controller_that_comes_late_or_refuses_is_asked_again() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let upstream = Upstream::start().await;
+    let controller = Controller::start().await;
+    let mut config = followed(&controller, dir.path(), &upstream);
+    config.controller_token = Some(Secret::new("wrong"));
+    let refused = Node::start(config, None).await.unwrap();
+    let node = Node::start(followed(&controller, dir.path(), &upstream), None).await.unwrap();
+    until("two tries", || controller.state.asked.lock().unwrap().len() >= 2).await;
+    controller.state.table.send_replace(Some(table(1, &[])));
+    until("the table", || node.cell().held().is_some()).await;
+    assert!(refused.cell().held().is_none());
+    assert!(controller.state.reports.lock().unwrap().iter().all(|report| report.node.as_str() == "n"));
+}
+
+#[tokio::test]
+async fn a_configuration_file_is_read_and_its_mistakes_are_named() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let upstream = Upstream::start().await;
+    let path = dir.path().join("node.yaml");
+    std::fs::write(dir.path().join("keys.jsonl"), keys()).unwrap();
+    std::fs::write(dir.path().join("token"), "token\n").unwrap();
+    let text = format!(
+        "node: n\nkeys: keys.jsonl\nstate: state\ncontroller_token_file: token\n\
+         upstreams:\n  main:\n    urls: [\"{}\"]\n    models: [m]\n\
+         routes:\n  - {{prefix: /v1/images, model: m}}\ncaps:\n  body_bytes: 100000\n  poll_ms: 10\n",
+        upstream.url()
+    );
+    std::fs::write(&path, &text).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let file = dir.path().join("table.json");
+    write_table(&file, &table(1, &[]));
+    let config = NodeConfig::load(&path, file.to_str().unwrap(), any, any).unwrap();
+    let node = Node::start(config, Some(path.clone())).await.unwrap();
+    until("the table", || node.cell().held().is_some()).await;
+    node.reload().await.unwrap();
+    std::fs::write(&path, text.replace("urls:", "url:")).unwrap();
+    let reason = node.reload().await.unwrap_err();
+    assert!(reason.contains("node.yaml") && reason.contains("url"), "{reason}");
+    timed(node.shutdown()).await;
+    for (from, to, expected) in [
+        ("http://", "ftp://", "must look like"),
+        ("keys.jsonl", "absent", "absent"),
+        ("prefix: /v1", "prefix: v1", "slash"),
+    ] {
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        let config = NodeConfig::load(&path, file.to_str().unwrap(), any, any).unwrap();
+        let error = Node::start(config, None).await.err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -1,0 +1,74 @@
+//! A hundred tables swapped under load: no request fails, and what the node says it admitted is
+//! what an outside ledger counted.
+
+mod node_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use node_support::*;
+use tidegate::unit::{Dimension, Limit};
+use tidegate::wire::LimitTable;
+
+const SWAPS: u64 = 100;
+const CLIENTS: u64 = 8;
+const RATE_MIN: f64 = 500.0;
+
+/// Each version changes limits of the key and of the tier, in two dimensions.
+fn version(number: u64) -> LimitTable {
+    let tokens = entry(Limit::Finite(900_000_000 + number), Limit::Finite(800_000_000 - number));
+    let requests = entry(Limit::Unlimited, Limit::Finite(10_000_000 + number % 7));
+    table(number, &[(Dimension::TokensPerMinute, tokens), (Dimension::RequestsPerMinute, requests)])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_swaps_under_load_fail_no_request_and_lose_no_work() {
+    let rig = Arc::new(Rig::start(&version(1)).await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicU64::new(0));
+    let started = tokio::time::Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let (rig, stop, served) = (Arc::clone(&rig), Arc::clone(&stop), Arc::clone(&served));
+        clients.spawn(async move {
+            let mut ledger = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let (status, _, body) = rig.answer(rig.chat("", client % 2 == 0)).await;
+                assert_eq!(status, StatusCode::OK, "{body}");
+                let complete =
+                    if client % 2 == 0 { body.ends_with("[DONE]\n\n") } else { body.ends_with('}') };
+                assert!(complete, "cut off: {body}");
+                ledger += INPUT + OUTPUT;
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+            ledger
+        });
+    }
+    for number in 2..=SWAPS + 1 {
+        // As much load between two swaps as makes the rate, whatever the machine is doing.
+        let enough = served.load(Ordering::Relaxed) + 30;
+        write_table(&rig.table_path(), &version(number));
+        let cell = rig.node.cell();
+        until("the table", || cell.held().is_some_and(|held| held.stamp().version == number)).await;
+        until("load", || served.load(Ordering::Relaxed) >= enough || clients.len() < CLIENTS as usize).await;
+    }
+    let elapsed = started.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    let mut ledger = 0;
+    while let Some(client) = clients.join_next().await {
+        ledger += client.expect("no request fails");
+    }
+    let rate = served.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64();
+    println!("{SWAPS} swaps, {rate:.0} requests/s over {elapsed:?}");
+    let (requests, work) = rig.settled().await;
+    assert_eq!(requests, served.load(Ordering::Relaxed));
+    assert_eq!(work, ledger);
+    assert_eq!(requests as usize, rig.upstream.requests(), "the upstream saw exactly the admitted ones");
+    // What the swaps left of the key's counters is what the ledger says, drained or not.
+    let left = rig.node.cell().with(|limiter, now| limiter.quotas(now, "m", "t", [0; 32]));
+    assert!(left[1].is_some());
+    assert!(rate >= RATE_MIN, "only {rate:.0} requests/s; the test means to swap under load");
+    assert!(elapsed < Duration::from_secs(30));
+}
