@@ -131,7 +131,7 @@ impl World {
         let used = match settlement {
             Settlement::Used { .. } => flight.input as f64 + OUTPUT_COST * flight.output as f64,
             Settlement::Broken { .. } | Settlement::Died { .. } => reserved.max(seen),
-            Settlement::NotSent | Settlement::UpstreamError => 0.0,
+            Settlement::NotSent | Settlement::UpstreamError | Settlement::Rejected => 0.0,
         };
         node.in_flight -= 1;
         if let Some(rate) = node.rate(&flight.tier, self.now) {
