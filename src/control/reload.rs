@@ -14,6 +14,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::control::metrics::Metrics;
 use crate::policy::Policy;
+use crate::policy::diagnostic::{Diagnostic, render};
+use crate::policy::load;
 use crate::publish::board::{ReloadRequest, Reloaded};
 use crate::publish::file::{Access, read_bounded, write_atomic};
 use crate::unit::{Clock, Instant};
@@ -88,6 +90,23 @@ impl Loader {
         from_files: impl Fn(Vec<(String, Vec<u8>)>) -> Result<Loaded, String> + Send + Sync + 'static,
     ) -> Loader {
         Loader { from_dir: Arc::new(from_dir), from_files: Arc::new(from_files) }
+    }
+
+    /// Policies as `tidegate check` reads them.
+    pub fn checked() -> Loader {
+        let told = |loaded: Result<load::Loaded, Vec<Diagnostic>>| {
+            let loaded = loaded.map_err(|diagnostics| render(&diagnostics, false))?;
+            Ok(Loaded {
+                policy: Arc::new(loaded.policy),
+                files: loaded.files,
+                warnings: loaded
+                    .warnings
+                    .iter()
+                    .map(|warning| warning.render(false))
+                    .collect(),
+            })
+        };
+        Loader::new(move |dir| told(load::load(dir)), move |files| told(load::load_bytes(files)))
     }
 
     /// # Errors
@@ -196,8 +215,7 @@ pub fn fingerprint(dir: &Path) -> Fingerprint {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     for entry in entries.take(FILES_MAX) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let yaml = name.ends_with(".yaml") || name.ends_with(".yml");
-        if name.starts_with('.') || !yaml {
+        if !load::is_policy(&name) {
             continue;
         }
         // Follows links: a volume's update swaps what they point to.

@@ -7,5 +7,6 @@ pub mod http;
 pub mod inbox;
 pub mod journal;
 pub mod lock;
+mod patience;
 pub mod server;
 pub mod token;

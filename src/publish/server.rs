@@ -20,11 +20,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::publish::board::Board;
 use crate::publish::http::answer;
+use crate::publish::patience::Patient;
 
 /// Most connections at a time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 12_000;
 /// Longest that a request's headers, or a TLS handshake, may take.
 const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// Longest that a reader of an answer may make no progress.
+const READER_WAIT: Duration = Duration::from_secs(10);
 /// Longest that a stopping server waits for its connections.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
@@ -105,6 +108,7 @@ async fn connection(
     slot: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
+    let stream = Patient::new(stream, READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {

@@ -1,6 +1,14 @@
 //! What the controller's tests share: a plain HTTP client, replicas that behave and misbehave,
 //! and a policy whose files hold one number.
 #![allow(dead_code, reason = "every test binary uses its part")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a broken promise ends the test"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -121,6 +129,8 @@ pub enum Manner {
     Redirects(String),
     /// 200, gzip.
     Encodes,
+    /// A replica that has done a thousand units of work each second since then.
+    Works(std::time::Instant),
 }
 
 pub const TEXT: &str = "text/plain; version=0.0.4";
@@ -128,13 +138,17 @@ pub const TEXT: &str = "text/plain; version=0.0.4";
 pub async fn serve(manner: Manner) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(treat(stream, manner.clone()));
-        }
-    });
+    tokio::spawn(serve_on(listener, manner));
     addr
+}
+
+/// Serves until aborted; its connections end with it.
+pub async fn serve_on(listener: TcpListener, manner: Manner) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        connections.spawn(treat(stream, manner.clone()));
+    }
 }
 
 /// A replica with this metrics page.
@@ -187,6 +201,14 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
         Manner::BreaksOff(body) => {
             format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n{body}", body.len() + 10)
         }
+        Manner::Works(since) => {
+            let done = since.elapsed().as_secs_f64() * 1000.0;
+            let body = format!(
+                "vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n\
+                vllm:prompt_tokens_total{{engine=\"0\"}} {done}\nvllm:generation_tokens_total 10\n"
+            );
+            format!("HTTP/1.1 200 X\r\ncontent-type: {TEXT}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        }
         Manner::Dribbles | Manner::Floods => "HTTP/1.1 200 X\r\nconnection: close\r\n\r\n".to_owned(),
         Manner::Mute => String::new(),
     };
@@ -194,7 +216,7 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
         return false;
     }
     match manner {
-        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes => true,
+        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes | Manner::Works(_) => true,
         Manner::BreaksOff(_) => false,
         Manner::Mute => {
             tokio::time::sleep(LONG).await;
