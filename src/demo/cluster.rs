@@ -1,5 +1,6 @@
 //! The demo's controller and nodes: the daemon's own, started in this process.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -9,10 +10,21 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use crate::control::reload::Loader;
+use crate::control::run as control;
+use crate::enforce::config::{KeySource, NodeConfig, RoutingConfig, Secret, TableSource, UpstreamConfig};
+use crate::enforce::node;
+use crate::enforce::node::Node;
+use crate::unit::PoolId;
+
 use super::DemoError;
 use super::ledger::TIERS;
 use super::page::MODEL;
 use super::tenants::{KEYS_PER_TIER, OUTPUT_COST, key};
+
+/// The nodes' first table must arrive within this.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_POLL: Duration = Duration::from_millis(50);
 
 /// Nodes of the demo.
 pub const NODES: usize = 2;
@@ -28,11 +40,12 @@ pub struct Directory {
 }
 
 /// What runs, and where.
-#[derive(Debug)]
 pub struct Cluster {
     pub directory: Directory,
     pub controller: String,
     pub nodes: Vec<NodeAddress>,
+    control: control::Running,
+    running: Vec<node::Running>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +72,6 @@ impl Directory {
             .unwrap_or_else(|| Err(io::Error::other("1000 old demos are in the temporary directory")))?;
         let directory = Directory { path };
         fs::create_dir(directory.policies())?;
-        fs::create_dir(directory.state())?;
         fs::write(directory.policies().join("demo.yaml"), policy(replicas))?;
         fs::write(directory.keys(), keyring())?;
         Ok(directory)
@@ -78,7 +90,7 @@ impl Directory {
     }
 
     pub fn token(&self) -> PathBuf {
-        self.path.join("token")
+        self.state().join("token")
     }
 
     pub fn path(&self) -> &Path {
@@ -102,28 +114,78 @@ impl Cluster {
     /// What kept one of them from starting.
     pub async fn start(replicas: &[String]) -> Result<Cluster, DemoError> {
         let directory = Directory::create(replicas).map_err(DemoError::Directory)?;
-        let controller = start_controller(&directory).await?;
+        let control = start_controller(&directory).await?;
+        let controller = control.url();
         let mut nodes = Vec::with_capacity(NODES);
+        let mut running = Vec::with_capacity(NODES);
         for number in 1..=NODES {
-            nodes.push(start_node(&directory, number, &controller, replicas).await?);
+            let node = start_node(&directory, number, &control, replicas).await?;
+            nodes.push(NodeAddress {
+                admin: format!("http://{}", node.admin),
+                proxy: format!("http://{}", node.proxy),
+            });
+            running.push(node);
         }
-        Ok(Cluster { directory, controller, nodes })
+        let cluster = Cluster { directory, controller, nodes, control, running };
+        cluster.wait_until_ready().await?;
+        Ok(cluster)
+    }
+
+    /// Until every node is listed in the table it holds: before that it has the reserved part of
+    /// `safe` only.
+    async fn wait_until_ready(&self) -> Result<(), DemoError> {
+        let pool = PoolId::new(POOL);
+        let ready = |node: &node::Running| {
+            let held = node.cell().held();
+            held.is_some_and(|held| {
+                held.table.pools.get(&pool).is_some_and(|pool| pool.shares.len() == NODES)
+            })
+        };
+        for _ in 0..(READY_WITHIN.as_millis() / READY_POLL.as_millis()) {
+            if self.running.iter().all(ready) {
+                return Ok(());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+        Err(DemoError::Start(format!("no table reached every node within {} s", READY_WITHIN.as_secs())))
+    }
+
+    /// Stops nodes, then the controller.
+    pub async fn shutdown(self) {
+        let Cluster { control, running, directory, .. } = self;
+        for node in running {
+            node.shutdown().await;
+        }
+        control.shutdown().await;
+        drop(directory);
     }
 }
 
-async fn start_controller(directory: &Directory) -> Result<String, DemoError> {
-    let _ = directory;
-    Err(DemoError::Start("the controller is not wired in yet".to_owned()))
+async fn start_controller(directory: &Directory) -> Result<control::Running, DemoError> {
+    let options = control::Options::new(directory.policies(), directory.state(), Loader::checked());
+    control::start(options).await.map_err(|error| DemoError::Start(error.to_string()))
 }
 
 async fn start_node(
     directory: &Directory,
     number: usize,
-    controller: &str,
+    control: &control::Running,
     replicas: &[String],
-) -> Result<NodeAddress, DemoError> {
-    let _ = (directory, number, controller, replicas);
-    Err(DemoError::Start("the node is not wired in yet".to_owned()))
+) -> Result<node::Running, DemoError> {
+    let upstream = UpstreamConfig {
+        urls: replicas.to_vec(),
+        models: vec![MODEL.to_owned()],
+        ask_usage: true,
+        ..UpstreamConfig::default()
+    };
+    let routing =
+        RoutingConfig { upstreams: BTreeMap::from([("replicas".to_owned(), upstream)]), routes: Vec::new() };
+    let name = format!("node-{number}");
+    let keys = KeySource::File(directory.keys());
+    let mut config = NodeConfig::embedded(&name, TableSource::Http(control.url()), keys, routing);
+    config.controller_token =
+        Some(Secret::load(&directory.token()).map_err(|error| DemoError::Start(error.to_string()))?);
+    Node::start(config, None).await.map_err(|error| DemoError::Start(error.to_string()))
 }
 
 /// States no capacity: the controller has nothing but the replicas' metrics to find it.

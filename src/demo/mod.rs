@@ -129,7 +129,12 @@ async fn play<W: Write>(options: Options, out: W) -> Result<Ending, DemoError> {
         cost_max: tenants::COST_MAX,
     };
     let demo = Demo { options, plant, record, ledger, watch, clock, view };
-    demo.conduct(tenants).await
+    let ending = demo.conduct(tenants).await;
+    background.abort_all();
+    if let Some(cluster) = cluster {
+        cluster.shutdown().await;
+    }
+    ending
 }
 
 // === impl Demo ===
