@@ -88,6 +88,8 @@ pub struct RouteConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct Caps {
     pub body_bytes: usize,
+    /// All bodies in memory together.
+    pub bodies_bytes: usize,
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
@@ -219,6 +221,7 @@ impl Default for Caps {
     fn default() -> Caps {
         Caps {
             body_bytes: 8 << 20,
+            bodies_bytes: 512 << 20,
             connections: 10_000,
             keys: 100_000,
             connect_seconds: 2,

@@ -118,6 +118,7 @@ impl Node {
             keyring: ArcSwap::from_pointee(keyring),
             client: http.clone(),
             caps: config.caps,
+            bodies: Gate::body_room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
         let (stop, stopped) = watch::channel(false);

@@ -137,8 +137,9 @@ impl Replica {
         Outstanding(Arc::clone(self))
     }
 
-    pub fn skip(&self, now: Instant) {
-        self.skipped_until.store((now + SKIP).0, Ordering::Relaxed);
+    /// Whether that is news: it was not passed over already.
+    pub fn skip(&self, now: Instant) -> bool {
+        self.skipped_until.swap((now + SKIP).0, Ordering::Relaxed) <= now.0
     }
 
     /// # Errors
