@@ -1,4 +1,17 @@
 //! A node's configuration: the YAML file and the values it turns into.
+//!
+//! ```yaml
+//! node: edge-1                      # default: the host's name; shares are given to it
+//! keys: keys.jsonl                  # {"key_sha256":"<64 hex>","account":"acme","tier":"free"}
+//! state: /var/lib/tidegate/edge-1   # keeps the last table
+//! controller_token_file: token
+//! upstreams:
+//!   llama:
+//!     urls: ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
+//!     models: [llama-70b]
+//! routes:
+//!   - {prefix: /v1/images, model: flux}
+//! ```
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -93,6 +106,7 @@ pub struct Caps {
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    pub header_seconds: u64,
     pub body_seconds: u64,
     pub first_byte_seconds: u64,
     pub idle_seconds: u64,
@@ -225,6 +239,7 @@ impl Default for Caps {
             connections: 10_000,
             keys: 100_000,
             connect_seconds: 2,
+            header_seconds: 10,
             body_seconds: 30,
             first_byte_seconds: 120,
             idle_seconds: 60,

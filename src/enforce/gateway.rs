@@ -78,7 +78,7 @@ impl Gate {
             return if unread { closing(response) } else { response };
         };
         let (parts, body) = request.into_parts();
-        let Some(_room) = self.room_for(&body).await else {
+        let Some(mut room) = self.room_for(&body).await else {
             return closing(answer::invalid(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many request bodies at once; try again",
@@ -91,6 +91,9 @@ impl Gate {
                 return closing(response);
             }
         };
+        // What a body of unknown length did not need is free again.
+        let spare = room.num_permits().saturating_sub(body.len().div_ceil(BODY_GRAIN));
+        drop(room.split(spare));
         let ask = match understand(&parts.headers, &body) {
             Ok(ask) => ask,
             Err(message) => {

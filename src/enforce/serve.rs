@@ -18,23 +18,26 @@ use tokio::task::JoinSet;
 use crate::enforce::patient::Patient;
 use crate::enforce::stream::Body;
 
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADERS_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How long requests may take to end once the server stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// What one listener holds and waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub connections: usize,
+    /// A request's head is complete after this, or the connection ends.
+    pub header: Duration,
+}
+
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
-pub async fn serve<H, F>(
-    listener: TcpListener,
-    connections: usize,
-    mut stop: watch::Receiver<bool>,
-    handle: H,
-) where
+pub async fn serve<H, F>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, handle: H)
+where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let room = Arc::new(Semaphore::new(connections));
+    let room = Arc::new(Semaphore::new(bounds.connections));
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -53,7 +56,7 @@ pub async fn serve<H, F>(
         // Without the timer hyper silently has no header timeout.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            .header_read_timeout(bounds.header)
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(Patient::new(socket)), service);

@@ -65,6 +65,9 @@ impl Routing {
                 {
                     return Err(format!("upstreams.{name}: {url} must look like http://host:port"));
                 }
+                if parsed.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+                    return Err(format!("upstreams.{name}: a URL holds a credential; use `credential_file`"));
+                }
                 replicas.push(Arc::new(Replica {
                     base: url.trim_end_matches('/').to_owned(),
                     outstanding: AtomicUsize::new(0),
