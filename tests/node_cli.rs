@@ -1,5 +1,6 @@
 //! `tidegate enforce` as a process: exit codes, addresses, signals.
 
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,7 @@
 //! Where a node's table and keys come from: a file, a controller, its own disk; and what happens
 //! when one of them is wrong or away.
 
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! The proxy over real sockets: who gets in, what is answered, and that everything is settled once.
 
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,7 @@
 //! A hundred tables swapped under load: no request fails, and what the node says it admitted is
 //! what an outside ledger counted.
 
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

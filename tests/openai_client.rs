@@ -3,6 +3,7 @@
 //! It needs a virtual environment: `python3 -m venv target/venv && target/venv/bin/pip install
 //! openai`. Without one the test says so; with CI=true or TIDEGATE_REQUIRE_PEERS=1 it fails.
 
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -298,6 +298,18 @@ fn a9_forgetting_a_key_never_refills_it() {
 }
 
 #[test]
+fn a9_a_key_that_leaves_the_overflow_takes_its_use_along() {
+    let mut limiter = Limiter::new("n".into(), 2);
+    limiter.offer(table(1, &[(RPM, entry(M, Limit::Finite(60)))]), START).unwrap();
+    let ticket = admitted(limiter.admit(START, &request("a", 0)));
+    limiter.settle(START, ticket, USED);
+    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
+    assert_eq!(drain(&mut limiter, START, &request("a", 2)), 60, "from the overflow");
+    // Key 0 is full again and makes room; key 2 gets what one second has given back.
+    assert_eq!(drain(&mut limiter, at(1.0), &request("a", 2)), 1);
+}
+
+#[test]
 fn a_changed_tier_keeps_what_the_key_has_used() {
     let mut limiter = limiter(table(1, &[(RPM, entry(M, Limit::Finite(60)))]));
     assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
