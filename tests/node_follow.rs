@@ -1,6 +1,15 @@
 //! Where a node's table and keys come from: a file, a controller, its own disk; and what happens
 //! when one of them is wrong or away.
 
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a helper that fails is a test that fails"
+)]
+
 mod node_support;
 
 use std::convert::Infallible;

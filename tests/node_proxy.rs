@@ -1,5 +1,14 @@
 //! The proxy over real sockets: who gets in, what is answered, and that everything is settled once.
 
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a helper that fails is a test that fails"
+)]
+
 mod node_support;
 
 use std::time::Duration;
@@ -231,6 +240,44 @@ async fn h01_h03_a_disconnect_and_an_upstreams_death_settle_too() {
     assert_eq!(rig.settled().await, (5, 318));
     assert_eq!(rig.report().pools["p"].upstream_errors, 2);
     assert_eq!(rig.report().pools["p"].upstream_requests, 5);
+}
+
+#[tokio::test]
+async fn h10_half_a_head_and_half_a_body_are_not_waited_for() {
+    let rig = Rig::with(&table(1, &[]), |config| {
+        (config.caps.header_seconds, config.caps.body_seconds) = (1, 1);
+    })
+    .await;
+    for (text, expected) in [
+        ("GET / HTTP/1.1\r\nhost:", ""),
+        ("POST / HTTP/1.1\r\nhost: a\r\nx-api-key: key\r\ncontent-length: 9\r\n\r\nabc", "HTTP/1.1 408"),
+    ] {
+        let mut socket = tokio::net::TcpStream::connect(rig.node.proxy).await.unwrap();
+        socket.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timed(socket.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(expected), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_unknown_length_do_not_use_up_the_room() {
+    let rig = Rig::with(&table(1, &[]), |config| config.caps.bodies_bytes = 8 << 20).await;
+    // One body of unknown length takes all room while it is read, and gives it back.
+    let http: hyper_util::client::legacy::Client<_, Boxed> =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let (parts, body) = rig.chat("slow", true).into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let frames = futures_util::stream::iter([Ok(hyper::body::Frame::data(bytes))]);
+        let body = http_body_util::StreamBody::new(frames).boxed_unsync();
+        let mut response = timed(http.request(http::Request::from_parts(parts, body))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        timed(response.body_mut().frame()).await.unwrap().unwrap();
+        open.push(response);
+    }
+    assert_eq!(rig.report().pools["p"].in_flight, 3);
 }
 
 #[tokio::test]

@@ -1,6 +1,15 @@
 //! A hundred tables swapped under load: no request fails, and what the node says it admitted is
 //! what an outside ledger counted.
 
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a helper that fails is a test that fails"
+)]
+
 mod node_support;
 
 use std::sync::Arc;

@@ -1,4 +1,17 @@
 //! A node's configuration: the YAML file and the values it turns into.
+//!
+//! ```yaml
+//! node: edge-1                      # default: the host's name; shares are given to it
+//! keys: keys.jsonl                  # {"key_sha256":"<64 hex>","account":"acme","tier":"free"}
+//! state: /var/lib/tidegate/edge-1   # keeps the last table
+//! controller_token_file: token
+//! upstreams:
+//!   llama:
+//!     urls: ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
+//!     models: [llama-70b]
+//! routes:
+//!   - {prefix: /v1/images, model: flux}
+//! ```
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -88,9 +101,12 @@ pub struct RouteConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct Caps {
     pub body_bytes: usize,
+    /// All bodies in memory together.
+    pub bodies_bytes: usize,
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    pub header_seconds: u64,
     pub body_seconds: u64,
     pub first_byte_seconds: u64,
     pub idle_seconds: u64,
@@ -219,9 +235,11 @@ impl Default for Caps {
     fn default() -> Caps {
         Caps {
             body_bytes: 8 << 20,
+            bodies_bytes: 512 << 20,
             connections: 10_000,
             keys: 100_000,
             connect_seconds: 2,
+            header_seconds: 10,
             body_seconds: 30,
             first_byte_seconds: 120,
             idle_seconds: 60,

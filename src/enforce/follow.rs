@@ -60,7 +60,13 @@ impl Follower {
     pub fn changed(&mut self) -> Option<Result<Vec<u8>, FollowError>> {
         let unreadable = |error| FollowError::Read { path: self.path.clone(), error };
         let signature = match fs::metadata(&self.path) {
-            Ok(metadata) => Signature::of(&metadata),
+            Ok(metadata) if metadata.is_file() => Signature::of(&metadata),
+            // Reading a pipe would wait for its writer.
+            Ok(_) if self.seen != Some(Signature::ABSENT) => {
+                self.seen = Some(Signature::ABSENT);
+                return Some(Err(unreadable(io::Error::other("not a regular file"))));
+            }
+            Ok(_) => return None,
             // Named once, until the file is back.
             Err(_) if self.seen == Some(Signature::ABSENT) => return None,
             Err(error) => {

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as HttpBody, Incoming};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::{self, Ask};
@@ -30,7 +31,12 @@ pub struct Gate {
     pub keyring: ArcSwap<Keyring>,
     pub client: HttpClient,
     pub caps: Caps,
+    /// Room for the bodies of all requests together, in [`BODY_GRAIN`]s.
+    pub bodies: Semaphore,
 }
+
+/// Bodies are accounted for in steps of this many bytes.
+const BODY_GRAIN: usize = 4 << 10;
 
 /// An upstream's response, and what has to outlive its headers.
 struct Sent {
@@ -54,6 +60,12 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 // === impl Gate ===
 
 impl Gate {
+    /// Room for all bodies together; at least one of the largest kind fits.
+    pub fn body_room(caps: &Caps) -> Semaphore {
+        let grains = caps.bodies_bytes.max(caps.body_bytes).div_ceil(BODY_GRAIN);
+        Semaphore::new(grains.min(Semaphore::MAX_PERMITS))
+    }
+
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let unread = !request.body().is_end_stream();
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
@@ -66,6 +78,12 @@ impl Gate {
             return if unread { closing(response) } else { response };
         };
         let (parts, body) = request.into_parts();
+        let Some(mut room) = self.room_for(&body).await else {
+            return closing(answer::invalid(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many request bodies at once; try again",
+            ));
+        };
         let body = match self.read(body).await {
             Ok(body) => body,
             Err(response) => {
@@ -73,6 +91,9 @@ impl Gate {
                 return closing(response);
             }
         };
+        // What a body of unknown length did not need is free again.
+        let spare = room.num_permits().saturating_sub(body.len().div_ceil(BODY_GRAIN));
+        drop(room.split(spare));
         let ask = match understand(&parts.headers, &body) {
             Ok(ask) => ask,
             Err(message) => {
@@ -81,6 +102,15 @@ impl Gate {
             }
         };
         self.decide(Request::from_parts(parts, body), &ask, &holder).await
+    }
+
+    /// Held while the body is in memory; a body of unknown length may be as large as any.
+    async fn room_for(&self, body: &Incoming) -> Option<SemaphorePermit<'_>> {
+        let most = self.caps.body_bytes;
+        let bytes = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(most);
+        let grains = u32::try_from(bytes.min(most).div_ceil(BODY_GRAIN)).unwrap_or(u32::MAX);
+        let deadline = Duration::from_secs(self.caps.body_seconds);
+        tokio::time::timeout(deadline, self.bodies.acquire_many(grains)).await.ok()?.ok()
     }
 
     /// The whole body: its model decides before anything is sent on.
@@ -200,17 +230,18 @@ impl Gate {
                     guard.on_drop(Settlement::NotSent);
                     guard.attempt_failed();
                     self.shared.count.connect_errors();
-                    replica.skip(self.shared.cell.now());
-                    tracing::warn!(upstream = replica.base(), error = %chain(&error), "replica not reachable");
+                    if replica.skip(self.shared.cell.now()) {
+                        tracing::warn!(upstream = replica.base(), error = %chain(&error), "replica not reachable");
+                    }
                 }
                 Ok(Err(error)) => {
                     guard.settle(Settlement::UpstreamError);
-                    tracing::warn!(upstream = replica.base(), error = %chain(&error), "upstream broke off");
+                    tracing::debug!(upstream = replica.base(), error = %chain(&error), "upstream broke off");
                     return Err(bad_gateway("the upstream broke off before it answered"));
                 }
                 Err(_) => {
                     guard.settle(Settlement::Died { output_seen: 0 });
-                    tracing::warn!(upstream = replica.base(), "no first byte in time");
+                    tracing::debug!(upstream = replica.base(), "no first byte in time");
                     let message = "the upstream did not answer in time";
                     return Err(answer::error(
                         StatusCode::GATEWAY_TIMEOUT,

@@ -68,15 +68,19 @@ fn usage(shared: &Shared, registry: &Registry) -> Result<(), prometheus::Error> 
     let pools = IntGaugeVec::new(opts("pool", "State and counts of a pool."), &["pool", "of"])?;
     let report = shared.report();
     for row in &report.rows {
+        // Not what is left of them: a request that was never sent is taken back later, and a
+        // counter must not fall.
+        let refused = row.refused_limit.requests.saturating_add(row.refused_capacity.requests);
+        let admitted = row.offered.requests.saturating_sub(refused);
         let verdicts = [
-            ("admitted", row.admitted),
-            ("refused_limit", row.refused_limit),
-            ("refused_capacity", row.refused_capacity),
+            ("admitted", admitted, row.admitted.work),
+            ("refused_limit", row.refused_limit.requests, row.refused_limit.work),
+            ("refused_capacity", row.refused_capacity.requests, row.refused_capacity.work),
         ];
-        for (verdict, counted) in verdicts {
+        for (verdict, count, worked) in verdicts {
             let labels = [row.model.as_str(), row.tier.as_str(), verdict];
-            requests.with_label_values(&labels).inc_by(counted.requests);
-            work.with_label_values(&labels).set(signed(counted.work));
+            requests.with_label_values(&labels).inc_by(count);
+            work.with_label_values(&labels).set(signed(worked));
         }
     }
     for (name, pool) in &report.pools {

@@ -35,6 +35,8 @@ mod metrics;
 #[cfg(feature = "daemon")]
 pub mod node;
 #[cfg(feature = "daemon")]
+mod patient;
+#[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
 mod serve;

@@ -22,7 +22,7 @@ use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::{KEYS_BYTES_MAX, Keyring, KeyringError};
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
-use crate::enforce::serve::{DRAIN, serve};
+use crate::enforce::serve::{Bounds, DRAIN, serve};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, report};
 use crate::unit::{Instant, NodeId, SystemClock};
@@ -118,22 +118,30 @@ impl Node {
             keyring: ArcSwap::from_pointee(keyring),
             client: http.clone(),
             caps: config.caps,
+            bodies: Gate::body_room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
+        let header = Duration::from_secs(config.caps.header_seconds.max(1));
         let (stop, stopped) = watch::channel(false);
         let mut servers = JoinSet::new();
         let handler = Arc::clone(&gate);
-        servers.spawn(serve(proxy, config.caps.connections, stopped.clone(), move |request| {
-            Arc::clone(&handler).handle(request)
-        }));
+        servers.spawn(serve(
+            proxy,
+            Bounds { connections: config.caps.connections, header },
+            stopped.clone(),
+            move |request| Arc::clone(&handler).handle(request),
+        ));
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
         });
-        servers.spawn(serve(admin, ADMIN_CONNECTIONS, stopped, move |request| {
-            Arc::clone(&operator).handle(request)
-        }));
+        servers.spawn(serve(
+            admin,
+            Bounds { connections: ADMIN_CONNECTIONS, header },
+            stopped,
+            move |request| Arc::clone(&operator).handle(request),
+        ));
         let mut followers = JoinSet::new();
         let token = config.controller_token.clone();
         match config.table {

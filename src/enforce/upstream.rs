@@ -65,6 +65,9 @@ impl Routing {
                 {
                     return Err(format!("upstreams.{name}: {url} must look like http://host:port"));
                 }
+                if parsed.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+                    return Err(format!("upstreams.{name}: a URL holds a credential; use `credential_file`"));
+                }
                 replicas.push(Arc::new(Replica {
                     base: url.trim_end_matches('/').to_owned(),
                     outstanding: AtomicUsize::new(0),
@@ -137,8 +140,9 @@ impl Replica {
         Outstanding(Arc::clone(self))
     }
 
-    pub fn skip(&self, now: Instant) {
-        self.skipped_until.store((now + SKIP).0, Ordering::Relaxed);
+    /// Whether that is news: it was not passed over already.
+    pub fn skip(&self, now: Instant) -> bool {
+        self.skipped_until.swap((now + SKIP).0, Ordering::Relaxed) <= now.0
     }
 
     /// # Errors

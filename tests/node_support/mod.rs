@@ -1,5 +1,12 @@
 //! A fake upstream, tables and a client for the node's tests: real sockets, no inference.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a helper that fails is a test that fails"
+)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
