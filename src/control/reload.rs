@@ -99,11 +99,7 @@ impl Loader {
             Ok(Loaded {
                 policy: Arc::new(loaded.policy),
                 files: loaded.files,
-                warnings: loaded
-                    .warnings
-                    .iter()
-                    .map(|warning| warning.render(false))
-                    .collect(),
+                warnings: loaded.warnings.iter().map(|warning| warning.render(false)).collect(),
             })
         };
         Loader::new(move |dir| told(load::load(dir)), move |files| told(load::load_bytes(files)))
