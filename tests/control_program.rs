@@ -184,6 +184,15 @@ async fn kills_at_random_moments_tear_nothing_and_reuse_no_version() {
     let mut random = SEED;
     for kill in 0..50 {
         let mut program = Program::start(dir.path());
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let moment = Duration::from_micros((random >> 33) % 550_000);
+        if kill % 3 == 2 {
+            // Before or just after its first turn.
+            tokio::time::sleep(moment / 20).await;
+            program.child.kill().unwrap();
+            program.child.wait().unwrap();
+            continue;
+        }
         let before = held.as_ref().map(|held| held.table.rows[0].limits.clone());
         let first = until("a table", async || table(program.addr).await).await;
         for (dimension, old) in before.unwrap_or_default() {
@@ -192,8 +201,7 @@ async fn kills_at_random_moments_tear_nothing_and_reuse_no_version() {
             assert!(new >= old * 0.69 && new <= old * 1.3, "seed {SEED}, kill {kill}: {old} to {new}");
         }
         accept(&mut held, first, &format!("seed {SEED}, kill {kill}, served"));
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        tokio::time::sleep(Duration::from_micros((random >> 33) % 550_000)).await;
+        tokio::time::sleep(moment).await;
         program.child.kill().unwrap();
         program.child.wait().unwrap();
         let on_disk = load_table(&state).unwrap().expect("a table on disk");
