@@ -66,9 +66,6 @@ async fn a_hundred_swaps_under_load_fail_no_request_and_lose_no_work() {
     assert_eq!(requests, served.load(Ordering::Relaxed));
     assert_eq!(work, ledger);
     assert_eq!(requests as usize, rig.upstream.requests(), "the upstream saw exactly the admitted ones");
-    // What the swaps left of the key's counters is what the ledger says, drained or not.
-    let left = rig.node.cell().with(|limiter, now| limiter.quotas(now, "m", "t", [0; 32]));
-    assert!(left[1].is_some());
     assert!(rate >= RATE_MIN, "only {rate:.0} requests/s; the test means to swap under load");
     assert!(elapsed < Duration::from_secs(30));
 }
