@@ -1,7 +1,7 @@
 //! A Prometheus-compatible server as the source of one pool: a query a signal, side by side
 //! under one deadline, and the readings they make together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -106,8 +106,12 @@ impl PrometheusSource {
     /// Every instance an answer names, and those that answers named before.
     fn readings(&mut self, pool: &PoolId, answers: &Answers, sent: Instant) -> Vec<Reading> {
         let mut readings = BTreeMap::new();
-        let named: std::collections::BTreeSet<&String> =
-            answers.signals.values().flat_map(BTreeMap::keys).collect();
+        // Being ready makes nothing a replica: a plain `up` names every target of the server.
+        let told = answers.signals.iter().filter(|(signal, _)| **signal != Signal::Ready);
+        let mut named: BTreeSet<&String> = told.flat_map(|(_, answer)| answer.keys()).collect();
+        let ready = answers.signals.get(&Signal::Ready);
+        named
+            .extend(ready.into_iter().flat_map(BTreeMap::keys).filter(|name| self.known.contains_key(*name)));
         for instance in named {
             readings.insert(instance.clone(), reading(pool, instance, answers, sent));
         }
@@ -242,6 +246,22 @@ mod tests {
             source.readings(&pool, &gone, Instant(3));
         }
         assert!(source.readings(&pool, &gone, Instant(4)).is_empty());
+    }
+
+    #[test]
+    fn what_is_only_ready_is_no_replica_and_a_replica_that_is_not_is_down() {
+        let pool = PoolId::from("p");
+        let mut source = source();
+        let up = vector(&[("a", "", 1.0, 1.0), ("node-exporter", "", 1.0, 1.0)]);
+        let running = vector(&[("a", "", 2.0, 1.0)]);
+        let signals = [(Signal::Ready, up), (Signal::Running, running)].into();
+        let readings = source.readings(&pool, &Answers { signals, down: Answer::new() }, Instant(1));
+        assert_eq!(readings.len(), 1);
+        let up = vector(&[("a", "", 0.0, 2.0), ("node-exporter", "", 1.0, 2.0)]);
+        let signals = [(Signal::Ready, up), (Signal::Running, Answer::new())].into();
+        let readings = source.readings(&pool, &Answers { signals, down: Answer::new() }, Instant(2));
+        assert_eq!(readings.len(), 1);
+        assert_eq!(readings[0].outcome, Outcome::Down("ready is 0".to_owned()));
     }
 
     #[test]
