@@ -16,7 +16,7 @@ use crate::estimate::NodeDemand;
 use crate::policy::Grant;
 use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId};
 use crate::wire::table::SCHEMA;
-use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp};
+use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
 
 /// Kept for nodes that have not reported yet: this part of `safe`.
 const UNLISTED_SHARE: u32 = PPM / 100;
@@ -24,9 +24,11 @@ const UNLISTED_SHARE: u32 = PPM / 100;
 const EVEN_PART: f64 = 0.1;
 /// Shares move when one is off by more than this.
 const SHARE_STEP: u32 = PPM / 50;
-/// Part of a pool's caps that the lowest tier leaves free, while contended and otherwise.
-const YIELDS_CONTENDED: f64 = 0.6;
-const YIELDS_IDLE: f64 = 0.1;
+/// Of the waiting work, what the tier after the highest leaves free, and what the lowest does.
+const YIELDS_SECOND: f64 = 0.5;
+const YIELDS_LAST: f64 = 0.8;
+/// The same for every tier but the highest while nothing is contended.
+const YIELDS_IDLE: f64 = 0.3;
 /// Steering: most that a limit moves in one interval.
 const STEER_DOWN: f64 = 0.7;
 const STEER_UP_OF_CEILING: f64 = 0.05;
@@ -113,7 +115,7 @@ impl Controller {
                 unit: policy.unit,
                 output_cost_milli: (tick.estimate.output_cost * 1e3).round() as u64,
                 budget: damp(Some(tick.decision.budget * 60.0), old.map(|old| old.budget)),
-                waiting_work: damp(tick.decision.waiting_work, old.map(|old| old.waiting_work)),
+                waiting_work: damp(Some(tick.decision.waiting_work), old.map(|old| old.waiting_work)),
                 in_flight: damp(tick.decision.in_flight.map(f64::ceil), old.map(|old| old.in_flight)),
                 degraded: tick.estimate.freshness != crate::estimate::Freshness::Fresh,
                 shares: shares(&tick.demand.nodes, old.map(|old| &old.shares)),
@@ -202,15 +204,23 @@ fn fall(pool: &PoolTick, id: &PoolId, previous: &Option<Arc<LimitTable>>) -> f64
     old.map_or(1.0, |old| pool.decision.budget * 60.0 / (old as f64).max(1.0))
 }
 
-/// Part of the pool's caps that a priority leaves to those above it, ppm.
-fn yields(pool: &PoolTick, priority: u32) -> u32 {
+/// What a priority leaves to those above it. Of requests in flight only the part above a full
+/// batch is given up: a full batch is no queue, leaving slots idle would help nobody.
+fn yields(pool: &PoolTick, priority: u32) -> Yields {
     let mut ranks: Vec<u32> = pool.rows.iter().map(|row| row.priority).collect();
     ranks.sort_unstable();
     ranks.dedup();
-    let rank = ranks.iter().position(|rank| *rank == priority).unwrap_or(0);
-    let last = ranks.len().saturating_sub(1).max(1);
-    let most = if pool.contended { YIELDS_CONTENDED } else { YIELDS_IDLE };
-    (most * rank as f64 / last as f64 * f64::from(PPM)) as u32
+    let part = match ranks.iter().position(|rank| *rank == priority).unwrap_or(0) {
+        0 => return Yields::default(),
+        _ if !pool.contended => YIELDS_IDLE,
+        rank => {
+            let last = ranks.len().saturating_sub(2).max(1);
+            YIELDS_SECOND + (YIELDS_LAST - YIELDS_SECOND) * (rank - 1) as f64 / last as f64
+        }
+    };
+    let above = pool.decision.in_flight_above_batch;
+    let ppm = |part: f64| (part * f64::from(PPM)) as u32;
+    Yields { waiting: ppm(part), in_flight: ppm(part * above) / 10_000 * 10_000 }
 }
 
 /// Shares follow reported demand, equal at first; a silent node keeps what it has, because until

@@ -45,9 +45,7 @@ const DRIFT_SECONDS: f64 = 60.0;
 /// The budget never falls below this part of what the pool could do at its best.
 const FLOOR: f64 = 0.05;
 /// Part of the SLO that admitted work may wait for its first token, by Little's law.
-const WAITING_CAP_PART_OF_SLO: f64 = 0.6;
-/// Room above the saturated batch, as a part of the SLO.
-const IN_FLIGHT_PART_OF_SLO: f64 = 0.2;
+const WAITING_CAP_PART_OF_SLO: f64 = 0.9;
 
 /// What is remembered of one pool's decisions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,10 +72,12 @@ pub struct Decision {
     pub budget: f64,
     pub motion: Motion,
     pub reason: Reason,
-    /// Work that may wait for its first token; none before the pool was measured.
-    pub waiting_work: Option<f64>,
+    /// Work that may wait for its first token, by Little's law.
+    pub waiting_work: f64,
     /// Requests in flight; none before the pool was measured.
     pub in_flight: Option<f64>,
+    /// The part of `in_flight` above a full batch.
+    pub in_flight_above_batch: f64,
     /// Waiting requests above which the pool counts as overloaded.
     pub waiting_threshold: f64,
 }
@@ -150,14 +150,17 @@ impl Law {
         // be seen to recover.
         let ready = estimate.ready.max(1.0);
         let capacity = estimate.per_replica.map(|rate| rate * ready);
-        let starts = capacity.zip(self.request_work).map(|(capacity, work)| capacity / work.max(1.0));
-        let saturated = estimate.running_saturated.map(|running| running * ready);
+        // Before a measurement the budget stands in: what waits longer than that is a backlog.
+        let waiting_work = WAITING_CAP_PART_OF_SLO * slo * capacity.unwrap_or(budget);
+        let queue = waiting_work / self.request_work.unwrap_or(waiting_work).max(1.0);
+        let batch = estimate.running_saturated.map(|running| running * ready);
         Decision {
             budget,
             motion,
             reason,
-            waiting_work: capacity.map(|capacity| WAITING_CAP_PART_OF_SLO * slo * capacity),
-            in_flight: saturated.zip(starts).map(|(n, starts)| n + IN_FLIGHT_PART_OF_SLO * slo * starts),
+            waiting_work,
+            in_flight: batch.map(|batch| batch + queue),
+            in_flight_above_batch: batch.map_or(0.0, |batch| queue / (batch + queue)),
             waiting_threshold: threshold,
         }
     }

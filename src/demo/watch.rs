@@ -124,7 +124,7 @@ mod tests {
             model: MODEL.into(),
             tier: "free".into(),
             pool: POOL.into(),
-            yields: 0,
+            yields: Default::default(),
             limits: BTreeMap::from([(Dimension::TokensPerMinute, entry)]),
         };
         LimitTable {

@@ -6,5 +6,5 @@ pub mod table;
 pub mod usage;
 
 pub use held::{Held, Offer};
-pub use table::{Entry, LimitTable, PoolEntry, Row, Stamp, TableError};
+pub use table::{Entry, LimitTable, PoolEntry, Row, Stamp, TableError, Yields};
 pub use usage::{PoolUsage, UsageReport, UsageRow, Work};

@@ -71,10 +71,16 @@ pub struct Row {
     pub model: ModelId,
     pub tier: TierId,
     pub pool: PoolId,
-    /// Part of the pool's waiting work that this tier leaves free for tiers of higher priority,
-    /// ppm; of its requests in flight it leaves a tenth of that.
-    pub yields: u32,
+    /// What this tier leaves free for tiers of higher priority.
+    pub yields: Yields,
     pub limits: BTreeMap<Dimension, Entry>,
+}
+
+/// Parts of a pool's caps that a tier does not use, ppm: lower priorities are refused first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Yields {
+    pub waiting: u32,
+    pub in_flight: u32,
 }
 
 /// One dimension of one row.
@@ -236,8 +242,9 @@ impl Row {
         if !name_ok(self.model.as_str()) || !name_ok(self.tier.as_str()) {
             return Err(format!("a name is empty or longer than {NAME_BYTES_MAX} bytes"));
         }
-        if self.yields > PPM {
-            return Err(format!("yields is {} ppm, allowed are {PPM}", self.yields));
+        let most = self.yields.waiting.max(self.yields.in_flight);
+        if most > PPM {
+            return Err(format!("yields {most} ppm, allowed are {PPM}"));
         }
         if !self.limits.contains_key(&pool.unit.dimension()) {
             return Err(format!("has no {} entry, which its pool controls", pool.unit.dimension().short()));

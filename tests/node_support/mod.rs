@@ -66,7 +66,8 @@ pub fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         shares: BTreeMap::from([("n".into(), PPM)]),
         unlisted_share: 0,
     };
-    let row = Row { model: "m".into(), tier: "t".into(), pool: "p".into(), yields: 0, limits };
+    let row =
+        Row { model: "m".into(), tier: "t".into(), pool: "p".into(), yields: Default::default(), limits };
     LimitTable {
         schema: 1,
         stamp: Stamp { epoch: 1, version, tick: version },

@@ -18,6 +18,7 @@ use crate::enforce::ticket::{
     Cap, Costs, KeyId, RATES, Refusal, RefusalReason, Request, Scope, Ticket, Verdict,
 };
 use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
+use crate::wire::Yields;
 use crate::wire::{Held, LimitTable, Offer, TableError};
 
 use rows::{PoolState, Rows, Rules};
@@ -282,19 +283,16 @@ impl Worst {
     }
 }
 
-/// Of requests in flight a tier leaves this much less free than of waiting work.
-const IN_FLIGHT_YIELDS: u32 = 10;
-
 // === impl PoolState ===
 
 impl PoolState {
     /// Whether the pool's caps leave room for a tier that yields this part of them.
     ///
     /// The test is on what is there already, so that one large request is never starved.
-    fn has_no_room(&self, yields: u32) -> Option<Cap> {
+    fn has_no_room(&self, yields: Yields) -> Option<Cap> {
         let rules = self.rules?;
         let left = |yields: u32| u128::from(rules.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
-        let part = left(yields);
+        let part = left(yields.waiting);
         let whole = u128::from(PPM) * u128::from(PPM);
         if let Limit::Finite(cap) = rules.waiting_work
             && u128::from(self.waiting) * whole >= u128::from(cap) * part
@@ -302,8 +300,7 @@ impl PoolState {
             return Some(Cap::WaitingWork);
         }
         if let Limit::Finite(cap) = rules.in_flight {
-            // A full batch is no queue: giving up more of it would leave slots idle.
-            let part = left(yields / IN_FLIGHT_YIELDS);
+            let part = left(yields.in_flight);
             let held = (u128::from(cap) * part).div_ceil(whole);
             // A tier that yields everything but one slot of a living pool is not shut out.
             let least = u128::from(cap > 0 && rules.portion.ppm() > 0);

@@ -9,6 +9,7 @@ use crate::enforce::allowance::Portion;
 use crate::enforce::bucket::Bucket;
 use crate::enforce::ticket::{Costs, RATES, RefusalReason, Request, Scope};
 use crate::unit::{Dimension, Instant, Limit, MAX_FINITE, ModelId, NodeId, PoolId, TierId, WorkUnit};
+use crate::wire::Yields;
 use crate::wire::table::TABLE_ENTRIES_MAX;
 use crate::wire::{Entry, Held, LimitTable, PoolEntry, PoolUsage, Row, TableError, Work};
 
@@ -54,7 +55,7 @@ pub struct RowState {
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub pool: usize,
-    pub yields: u32,
+    pub yields: Yields,
     pub portion: Portion,
     pub unit: WorkUnit,
     pub output_cost_milli: u64,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::enforce::ticket::Settlement;
 use crate::unit::WorkUnit;
+use crate::wire::Yields;
 use crate::wire::{Entry, PoolEntry, Row, Stamp};
 
 const START: Instant = Instant(3_600_000_000_000);
@@ -31,11 +32,11 @@ fn only(tier: u64, key: Limit) -> Entry {
 fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
     let mut limits: BTreeMap<_, _> = limits.iter().copied().collect();
     limits.entry(Dimension::TokensPerMinute).or_insert(entry(M, M));
-    let row = |tier: &str, yields| Row {
+    let row = |tier: &str, yields: u32| Row {
         model: "m".into(),
         tier: tier.into(),
         pool: "p".into(),
-        yields,
+        yields: Yields { waiting: yields, in_flight: yields },
         limits: limits.clone(),
     };
     let pool = PoolEntry {
