@@ -74,7 +74,8 @@ impl Turns {
             let wanted = self.controller.policy().interval;
             if wanted != period {
                 period = wanted;
-                turns = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+                turns = tokio::time::interval(period);
+                turns.reset();
                 turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
             }
         }

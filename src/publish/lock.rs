@@ -35,8 +35,6 @@ pub enum LockError {
 struct Holder {
     pid: u32,
     listen: String,
-    /// Unix seconds.
-    started: u64,
 }
 
 // === impl StateLock ===
@@ -72,10 +70,7 @@ impl StateLock {
     /// # Errors
     /// When the file cannot be written; the lock is held all the same.
     pub fn announce(&mut self, listen: &str) -> io::Result<()> {
-        #[expect(clippy::disallowed_methods, reason = "for people; nothing decides by it")]
-        let now = std::time::SystemTime::now();
-        let started = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let holder = Holder { pid: std::process::id(), listen: listen.to_owned(), started };
+        let holder = Holder { pid: std::process::id(), listen: listen.to_owned() };
         let text = serde_json::to_vec(&holder)?;
         let written = self.file.set_len(0).and_then(|()| {
             self.file.seek(SeekFrom::Start(0))?;
@@ -88,12 +83,13 @@ impl StateLock {
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(4096).read_to_string(&mut text);
-    match (read, serde_json::from_str::<Holder>(&text)) {
-        (Ok(_), Ok(Holder { pid, listen, started })) => {
-            format!("pid {pid}, listening on {listen}, started at Unix time {started}")
-        }
-        _ => "it has not said its name yet".to_owned(),
-    }
+    let (Ok(_), Ok(Holder { pid, listen })) = (read, serde_json::from_str(&text)) else {
+        return "it has not said its name yet".to_owned();
+    };
+    // Written when its holder began to listen, and never again.
+    let since = file.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+    let since = since.map_or(String::new(), |since| format!(", since {} s", since.as_secs()));
+    format!("pid {pid}, listening on {listen}{since}")
 }
 
 #[cfg(test)]
@@ -106,7 +102,7 @@ mod tests {
         let mut first = StateLock::take(dir.path(), "127.0.0.1:0").unwrap();
         first.announce("127.0.0.1:7600").unwrap();
         let error = StateLock::take(dir.path(), "127.0.0.1:1").unwrap_err().to_string();
-        let wanted = format!("(pid {}, listening on 127.0.0.1:7600, ", std::process::id());
+        let wanted = format!("(pid {}, listening on 127.0.0.1:7600, since ", std::process::id());
         assert!(error.contains(&wanted), "{error}");
         drop(first);
         StateLock::take(dir.path(), "127.0.0.1:1").unwrap();
