@@ -343,13 +343,21 @@ fn headers_of(answer: &str) -> Names {
     lines.map(|line| line.split(':').next().unwrap().to_owned()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_five_minutes_lead_to_a_429() {
-    let plant = Plant::start(1, Shape::default()).unwrap();
-    let replica = plant.replica_urls().remove(0);
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    // As the README says for those without a Prometheus, and at the ports that are free.
+/// The README's controller and node, in front of one simulated replica.
+struct Walked {
+    _control: Program,
+    _enforce: Program,
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    key: String,
+}
+
+fn steps() -> Vec<String> {
+    blocks(&section("## Five minutes to enforced limits"), "sh").into_iter().map(|(_, block)| block).collect()
+}
+
+/// Policy and node file, as the README says for those without a Prometheus.
+fn write_files(dir: &Path, replica: &str) {
     let policy = marked("policy").remove(0);
     let policy: String = policy
         .lines()
@@ -361,65 +369,67 @@ async fn the_five_minutes_lead_to_a_429() {
         .collect();
     fs::create_dir(dir.join("policies")).unwrap();
     fs::write(dir.join("policies/chat.yaml"), policy).unwrap();
-    let node = marked("node").remove(0).replace("http://127.0.0.1:8000", &replica);
+    let node = marked("node").remove(0).replace("http://127.0.0.1:8000", replica);
     fs::write(dir.join("node.yaml"), node).unwrap();
-    let steps: Vec<String> = blocks(&section("## Five minutes to enforced limits"), "sh")
-        .into_iter()
-        .map(|(_, block)| block)
-        .collect();
+}
+
+/// Runs the steps up to the node; at ports that are free, all else as it stands.
+fn walk(dir: &Path) -> Walked {
+    let steps = steps();
     let command = |verb: &str| -> Vec<String> {
         let found = steps.iter().find_map(|step| step.trim().strip_prefix(&format!("tidegate {verb} ")));
         let rest = found.unwrap_or_else(|| panic!("no step runs tidegate {verb}"));
         [verb].into_iter().chain(rest.split_whitespace()).map(str::to_owned).collect()
     };
-
-    let check = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(command("check"))
-        .current_dir(dir)
-        .output()
-        .unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let check = check.args(command("check")).current_dir(dir).output().unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
     let mut control = command("control");
     control.extend(["--listen", "127.0.0.1:0", "--log-format", "text"].map(str::to_owned));
     let control: Vec<&str> = control.iter().map(String::as_str).collect();
-    let (_control, at) = start(dir, &control, &["addr"]);
-    let controller = at[0];
+    let (control, at) = start(dir, &control, &["addr"]);
     // The step that makes a key, as a shell runs it.
     let keys = steps.iter().find(|step| step.contains("sha256sum")).unwrap();
-    let made = Command::new("sh")
-        .args(["-c", &format!("{keys}\nprintf %s \"$key\"")])
-        .current_dir(dir)
-        .output()
-        .unwrap();
+    let keys = format!("{keys}\nprintf %s \"$key\"");
+    let made = Command::new("sh").args(["-c", &keys]).current_dir(dir).output().unwrap();
     let key = String::from_utf8(made.stdout).unwrap();
     assert!(made.status.success() && key.starts_with("sk-"), "{key}");
-    let enforce = command("enforce").join(" ").replace("127.0.0.1:7600", &controller.to_string());
+    let enforce = command("enforce").join(" ").replace("127.0.0.1:7600", &at[0].to_string());
     let enforce = format!("{enforce} --listen 127.0.0.1:0 --admin 127.0.0.1:0");
     let enforce: Vec<&str> = enforce.split_whitespace().collect();
-    let (_enforce, at) = start(dir, &enforce, &["proxy", "admin"]);
-    let (proxy, admin) = (at[0], at[1]);
+    let (enforce, at) = start(dir, &enforce, &["proxy", "admin"]);
+    Walked { _control: control, _enforce: enforce, proxy: at[0], admin: at[1], key }
+}
 
+/// The limit headers of an answer are those that the README shows.
+fn shown(reply: &Reply, answer: &str) {
+    let own = |name: &&String| name.starts_with("x-ratelimit-") || name.starts_with("retry-after");
+    let names: Names = reply.headers.keys().filter(own).cloned().collect();
+    same(answer, &headers_of(answer).iter().filter(own).cloned().collect(), &names);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_five_minutes_lead_to_a_429() {
+    let plant = Plant::start(1, Shape::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    write_files(dir.path(), &plant.replica_urls().remove(0));
+    let walked = walk(dir.path());
     until("the node's share", async || {
-        let reply = get(admin, "/v1/table").await;
+        let reply = get(walked.admin, "/v1/table").await;
         let table = (reply.status == 200).then(|| reply.json())?;
         table["pools"]["llama"]["shares"]["edge-1"].as_u64().filter(|share| *share > 0)
     })
     .await;
-    let asking = steps.iter().find(|step| step.contains("curl")).unwrap();
+    let asking = steps().into_iter().find(|step| step.contains("curl")).unwrap();
     let body = asking.split("-d '").nth(1).unwrap().split('\'').next().unwrap().to_owned();
-    let bearer = format!("Bearer {key}");
+    let bearer = format!("Bearer {}", walked.key);
     let ask = async || -> Reply {
         let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
-        call(proxy, "POST /v1/chat/completions", &headers, body.as_bytes()).await
+        call(walked.proxy, "POST /v1/chat/completions", &headers, body.as_bytes()).await
     };
     let first = ask().await;
     assert_eq!(first.status, 200, "{}", first.text());
     assert_eq!(first.headers["x-ratelimit-limit-requests"], "20");
-    let shown = |reply: &Reply, answer: &str| {
-        let own = |name: &&String| name.starts_with("x-ratelimit-") || name.starts_with("retry-after");
-        let names: Names = reply.headers.keys().filter(own).cloned().collect();
-        same(answer, &headers_of(answer).iter().filter(own).cloned().collect(), &names);
-    };
     shown(&first, "200");
     let mut refused = None;
     for _ in 0..20 {
