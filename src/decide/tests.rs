@@ -56,6 +56,12 @@ fn it_begins_at_what_is_safe() {
 }
 
 #[test]
+fn a_pool_that_began_without_signals_is_given_what_is_safe_with_them() {
+    let decision = at(1.0).step(&context(5), &unmeasured(4.0), &demand(0.0, false));
+    assert_eq!((decision.budget, decision.reason), (400.0, Reason::Started));
+}
+
+#[test]
 fn before_the_first_backlog_it_grows_by_a_quarter_while_the_limit_binds_and_is_used() {
     let grown = at(1000.0).step(&context(5), &unmeasured(4.0), &demand(900.0, true));
     assert_eq!((grown.budget, grown.reason, grown.motion), (1250.0, Reason::SlowStart, Motion::Steer));
@@ -152,6 +158,9 @@ fn signals_that_age_hold_then_drift_to_safe_and_never_raise() {
         budget = decision.budget;
     }
     assert_eq!(budget, 400.0, "it ends at what is safe");
+    let back = law.step(&context(120), &estimate(4.0), &demand(400.0, true));
+    assert_eq!((back.budget, back.reason), (400.0 + 0.05 * 4000.0, Reason::Recovered));
+    assert_eq!(back.motion, Motion::Steer, "signals that come back are followed without a step");
     let below = at(300.0).step(&context(5), &stale, &demand(0.0, false));
     assert_eq!(below.budget, 300.0, "drifting to safe never raises");
 }
