@@ -351,3 +351,6 @@ fn overloaded(waiting: f64, threshold: f64) -> bool {
     Poisson::new(threshold / DISPERSION)
         .is_ok_and(|poisson| poisson.sf(count.saturating_sub(1)) < SIGNIFICANT)
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,9 +77,9 @@ impl Served {
         (self.demand - self.refused() - self.lost).max(0.0)
     }
 
-    /// What was answered, or still is being.
+    /// What was admitted, less what broke in this second.
     pub fn served(&self) -> f64 {
-        (self.admitted() - self.failed).max(0.0)
+        self.admitted() - self.failed
     }
 }
 
@@ -119,7 +119,10 @@ impl Ledger {
             // The first token that never came was at least this slow.
             self.first_token(at, waited);
         }
-        self.change(sent, |seen| {
+        // A refusal is told of the second it was asked in; a failure of the second it happened in,
+        // which for a request that died with its replica is that of the death.
+        let broke = matches!(outcome, Outcome::Failed | Outcome::Abandoned { .. });
+        self.change(if broke { at } else { sent }, |seen| {
             let Some(served) = seen.tiers.get_mut(tier) else { return };
             match outcome {
                 Outcome::Answered { .. } => {}
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_outcome_lands_in_the_second_of_its_request() {
+    fn an_outcome_lands_in_the_second_of_its_request_a_failure_in_its_own() {
         let ledger = Ledger::new(3, Duration::from_secs(1));
         for work in [100.0, 10.0, 1.0, 1000.0] {
             ledger.sent(1, 0.9, work);
@@ -177,9 +180,9 @@ mod tests {
         ledger.first_token(1.5, 0.6);
         ledger.ended(1, 0.9, 2.1, 100.0, Outcome::Answered { first_token: 0.6 });
         let served = ledger.second(0).tiers[1];
-        assert_eq!((served.demand, served.admitted(), served.served()), (1111.0, 1100.0, 100.0));
-        assert_eq!(served.refused(), 11.0);
-        assert_eq!(ledger.second(0).failed_requests, 1);
+        assert_eq!((served.demand, served.admitted(), served.refused()), (1111.0, 1100.0, 11.0));
+        assert_eq!(ledger.second(0).failed_requests, 0);
+        assert_eq!((ledger.second(2).failed_requests, ledger.second(2).tiers[1].failed), (1, 1000.0));
         assert_eq!(ledger.second(1).first_tokens, [0.6]);
         assert_eq!(ledger.second(2).good, 100.0);
         assert_eq!(ledger.second(0).tiers[0], Served::default());
@@ -192,8 +195,9 @@ mod tests {
         ledger.ended(0, 0.0, 30.0, 5.0, Outcome::Abandoned { waited: 30.0, had_first_token: false });
         assert_eq!(ledger.second(2).good, 0.0);
         assert_eq!(ledger.second(30).first_tokens, [30.0]);
+        // What fails after the last second of the demo belongs to none.
         ledger.ended(0, 39.0, 99.0, 5.0, Outcome::Failed);
-        assert_eq!(ledger.second(39).tiers[0].failed, 5.0);
+        assert_eq!(ledger.second(39).tiers[0].failed, 0.0);
     }
 
     #[test]
