@@ -180,7 +180,7 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
-    /// Takes no new connection and lets requests end, for at most [`DRAIN`].
+    /// Takes no new connection and lets requests end, for ten seconds at most.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         let all = async { while self.servers.join_next().await.is_some() {} };
