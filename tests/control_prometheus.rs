@@ -1,7 +1,7 @@
 //! A real Prometheus as the source: its dialect, its sample times, its `up`.
 //!
 //! Needs the program `prometheus` (Debian's package of that name) in the path, or its place in
-//! `TIDEGATE_PROMETHEUS`. Without it the test says so, and fails where `CI` is set.
+//! `TIDEGATE_PROMETHEUS`. Without it the test says so, and fails where peers are required.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -14,57 +14,15 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use support::prometheus::Prometheus;
 use support::{Manner, policy, serve, until};
 use tidegate::observe::sources::Sources;
 use tidegate::observe::{Outcome, PoolRound, Reading};
 use tidegate::policy::{Policy, SourcePolicy};
 use tidegate::unit::{self, SystemClock};
-
-struct Prometheus {
-    child: Child,
-    addr: SocketAddr,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Scrapes the targets every second.
-async fn prometheus(dir: &Path, targets: &[SocketAddr]) -> Option<Prometheus> {
-    let program = std::env::var("TIDEGATE_PROMETHEUS").unwrap_or_else(|_| "prometheus".to_owned());
-    let targets: Vec<String> = targets.iter().map(|target| format!("\"{target}\"")).collect();
-    let config = format!(
-        "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: fleet\n  \
-         static_configs: [{{targets: [{}]}}]\n",
-        targets.join(", ")
-    );
-    std::fs::write(dir.join("prometheus.yml"), config).unwrap();
-    let addr = support::nobody().await;
-    let spawned = Command::new(&program)
-        .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
-        .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
-        .arg(format!("--web.listen-address={addr}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    match spawned {
-        Ok(child) => Some(Prometheus { child, addr }),
-        Err(error) => {
-            let message = format!("NOT TESTED: `{program}` does not start ({error}); install prometheus");
-            assert!(std::env::var_os("CI").is_none(), "{message}");
-            eprintln!("{message}");
-            None
-        }
-    }
-}
 
 async fn round(sources: &mut Sources) -> PoolRound {
     sources.observe_round().await.remove("gpu").unwrap()
@@ -100,7 +58,8 @@ async fn rates_come_from_sample_times_and_a_lost_replica_is_down() {
     let dying = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dying_addr = dying.local_addr().unwrap();
     let serving = tokio::spawn(support::serve_on(dying, Manner::Works(Instant::now())));
-    let Some(prometheus) = prometheus(dir.path(), &[lasting, dying_addr]).await else { return };
+    let targets = [lasting.to_string(), dying_addr.to_string()];
+    let Some(prometheus) = Prometheus::scraping(dir.path(), &targets).await else { return };
     let policy = renamed(&format!("http://{}", prometheus.addr));
     let clock = Arc::new(SystemClock::starting_at(unit::Instant(100_000_000_000)));
     let mut sources = Sources::new(clock.clone(), &policy).unwrap();

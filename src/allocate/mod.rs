@@ -149,3 +149,106 @@ impl Claim {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(priority: u32, weight: f64, guarantee: f64, demand: f64) -> Claim {
+        Claim { priority, weight, guarantee, ceiling: f64::INFINITY, demand }
+    }
+
+    fn limits(budget: f64, claims: &[Claim]) -> Vec<f64> {
+        allocate(budget, claims).grants.iter().map(|grant| grant.limit).collect()
+    }
+
+    fn used(budget: f64, claims: &[Claim]) -> f64 {
+        limits(budget, claims).iter().zip(claims).map(|(limit, claim)| limit.min(claim.demand)).sum()
+    }
+
+    #[test]
+    fn the_level_shares_what_guarantees_leave_by_weight() {
+        let claims = [claim(1, 4.0, 30.0, 20.0), claim(2, 2.0, 10.0, 90.0), claim(3, 1.0, 2.0, 90.0)];
+        let allocation = allocate(80.0, &claims);
+        // Enterprise takes its 20, the other 60 go 2 to 1.
+        assert_eq!(allocation.level, Some(20.0));
+        assert_eq!(limits(80.0, &claims), [80.0, 40.0, 20.0]);
+        assert_eq!(allocation.grants[1].bound, Bound::FairShare);
+    }
+
+    #[test]
+    fn a_guarantee_holds_when_the_level_is_below_it() {
+        let claims = [claim(1, 1.0, 50.0, 60.0), claim(2, 1.0, 0.0, 500.0)];
+        assert_eq!(limits(80.0, &claims), [50.0, 30.0]);
+    }
+
+    #[test]
+    fn a_ceiling_caps_and_leaves_the_rest_to_others() {
+        let mut claims = [claim(1, 1.0, 0.0, 90.0), claim(2, 1.0, 0.0, 90.0)];
+        claims[0].ceiling = 10.0;
+        let allocation = allocate(80.0, &claims);
+        assert_eq!((allocation.grants[0].limit, allocation.grants[0].bound), (10.0, Bound::Ceiling));
+        assert_eq!(allocation.grants[1].limit, 70.0);
+    }
+
+    #[test]
+    fn while_all_demands_fit_a_limit_is_never_below_demand_nor_above_the_budget() {
+        let claims = [claim(1, 4.0, 10.0, 5.0), claim(2, 1.0, 0.0, 30.0)];
+        let allocation = allocate(100.0, &claims);
+        assert_eq!(allocation.level, None);
+        assert_eq!(limits(100.0, &claims), [100.0, 95.0]);
+        assert_eq!(limits(100.0, &[claim(1, 1.0, 0.0, 0.0)]), [100.0], "an idle tier finds the pool open");
+    }
+
+    #[test]
+    fn guarantees_that_do_not_fit_go_by_priority_and_nobody_gets_zero() {
+        let claims = [claim(2, 1.0, 60.0, 60.0), claim(1, 1.0, 60.0, 60.0), claim(3, 1.0, 60.0, 60.0)];
+        let allocation = allocate(100.0, &claims);
+        assert_eq!(limits(100.0, &claims), [40.0, 60.0, 1.0]);
+        assert_eq!(allocation.grants[0].bound, Bound::Priority);
+        assert_eq!(allocation.grants[1].bound, Bound::Guarantee);
+    }
+
+    #[test]
+    fn asking_for_more_than_the_level_buys_nothing() {
+        let mut claims = [claim(1, 1.0, 0.0, 60.0), claim(2, 1.0, 0.0, 60.0)];
+        let honest = limits(100.0, &claims)[0];
+        claims[0].demand = 6000.0;
+        assert_eq!(limits(100.0, &claims)[0], honest);
+    }
+
+    /// A small generator: the allocation is pure, so a hand of numbers is enough to shake it.
+    #[test]
+    fn any_claims_are_work_conserving_and_inside_the_budget() {
+        let mut seed = 1u64;
+        let mut draw = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((seed >> 33) % below) as f64
+        };
+        for _ in 0..20_000 {
+            let claims: Vec<Claim> = (0..1 + draw(6) as u32)
+                .map(|at| Claim {
+                    priority: at + 1,
+                    weight: 0.5 + draw(8),
+                    guarantee: draw(20),
+                    ceiling: if draw(3) == 0.0 { 20.0 + draw(100) } else { f64::INFINITY },
+                    demand: draw(120),
+                })
+                .collect();
+            let budget = 1.0 + draw(300);
+            let wanted: f64 = claims.iter().map(Claim::wanted).sum();
+            let guaranteed: f64 = claims.iter().map(|claim| claim.wanted().min(claim.guarantee)).sum();
+            let used = used(budget, &claims);
+            if guaranteed <= budget {
+                let due = wanted.min(budget);
+                assert!((used - due).abs() < 1e-6 * due.max(1.0), "{used} of {due}: {claims:?}");
+                for (limit, claim) in limits(budget, &claims).iter().zip(&claims) {
+                    assert!(*limit >= claim.guarantee.min(claim.ceiling) - 1e-9, "{claim:?} got {limit}");
+                }
+            } else {
+                let trickle = TRICKLE * budget * claims.len() as f64;
+                assert!(used <= budget + trickle + 1e-9, "{used} of {budget}: {claims:?}");
+            }
+        }
+    }
+}

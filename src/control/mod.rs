@@ -214,3 +214,6 @@ fn initial_per_replica(unit: WorkUnit) -> f64 {
         WorkUnit::Images => 0.1,
     }
 }
+
+#[cfg(test)]
+mod tests;

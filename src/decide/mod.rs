@@ -59,6 +59,8 @@ pub struct Law {
     cut_at: Instant,
     /// No second cut and no probe before this.
     cool_until: Instant,
+    /// It steered to safe for want of signals, and steers back: what comes back may lie at first.
+    drifted: bool,
     /// The most the pool was ever measured to deliver, work per second.
     best: f64,
     /// Mean work of one request.
@@ -108,7 +110,7 @@ pub enum Reason {
     Overload,
     /// Some wait, within what the SLO allows.
     Backlogged,
-    /// An overload drained: back to what was measured.
+    /// An overload drained, or signals are back: back to what was measured.
     Recovered,
     /// The limit binds and the pool keeps up.
     Probing,
@@ -232,12 +234,13 @@ impl Law {
 
     /// Without signals nothing rises, and the budget goes to safe slowly: what died may be the
     /// scraper.
-    fn drift(&self, context: &Context, budget: f64) -> (f64, Motion, Reason) {
+    fn drift(&mut self, context: &Context, budget: f64) -> (f64, Motion, Reason) {
         if cfg!(feature = "bug-raise-on-stale") {
             return (budget * 1.1, Motion::Steer, Reason::SignalsStale);
         }
         let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
         let drifted = (budget * keep).max(context.safe.min(budget));
+        self.drifted |= drifted < budget;
         (drifted, Motion::Steer, Reason::SignalsStale)
     }
 
@@ -263,7 +266,8 @@ impl Law {
             // Nothing was measured of one replica, so nothing is known of one more.
             return Ok(budget);
         };
-        let gained = scaled.max(RECOVERED * capacity).min(PROBE_MAX * capacity);
+        let least = if self.drifted { 0.0 } else { RECOVERED * capacity };
+        let gained = scaled.max(least).min(PROBE_MAX * capacity);
         Err((gained.max(budget.min(PROBE_MAX * capacity)), Motion::Follow, Reason::CapacityGained))
     }
 
@@ -316,6 +320,10 @@ impl Law {
             return (budget, Motion::Hold, Reason::Cooling);
         }
         let Some(capacity) = estimate.capacity else {
+            if budget < context.safe {
+                // It began without signals, and so below what is safe with them.
+                return (context.safe, Motion::Steer, Reason::Started);
+            }
             let used = demand.admitted.work > USED * budget;
             if demand.binding && used {
                 let growth = if cfg!(feature = "bug-raise-unbounded") { 2.0 } else { SLOW_START };
@@ -324,8 +332,13 @@ impl Law {
             return (budget, Motion::Hold, Reason::NotBinding);
         };
         if budget < RECOVERED * capacity {
+            if self.drifted {
+                let stepped = (budget + STEER_UP * capacity).min(RECOVERED * capacity);
+                return (stepped, Motion::Steer, Reason::Recovered);
+            }
             return (RECOVERED * capacity, Motion::Follow, Reason::Recovered);
         }
+        self.drifted = false;
         if !demand.binding {
             return (budget, Motion::Hold, Reason::NotBinding);
         }
@@ -351,3 +364,6 @@ fn overloaded(waiting: f64, threshold: f64) -> bool {
     Poisson::new(threshold / DISPERSION)
         .is_ok_and(|poisson| poisson.sf(count.saturating_sub(1)) < SIGNIFICANT)
 }
+
+#[cfg(test)]
+mod tests;

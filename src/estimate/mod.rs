@@ -90,3 +90,6 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

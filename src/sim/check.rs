@@ -156,7 +156,9 @@ impl Publications {
         }
         let known = estimate.capacity.is_some();
         let most = if known { from + 0.05 * capacity } else { from * 1.25 };
-        if decision.motion == Motion::Steer && to > most * 1.0001 {
+        // What is safe is given at once to a pool that began without signals.
+        let steered = decision.motion == Motion::Steer && decision.reason != Reason::Started;
+        if steered && to > most * 1.0001 {
             found.push((Promise::RaiseBounded, format!("{from} to {to}, at most {most}")));
         }
         if decision.motion == Motion::Follow && to > from && to > capacity * 1.05 {

@@ -10,6 +10,8 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod prometheus;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;

@@ -1,0 +1,213 @@
+//! The whole step: stamps, versions, edits, restarts, shares.
+
+use std::time::Duration;
+
+use super::*;
+use crate::observe::{Outcome, Reading, Signals};
+use crate::policy::{Grant, ModelPolicy, OutputCost, SignalMap, SourcePolicy};
+use crate::unit::{Dimension, Limit, NodeId, ReplicaId};
+use crate::wire::{UsageReport, UsageRow, Work};
+
+const TPM: Dimension = Dimension::TokensPerMinute;
+
+fn grant(priority: u32, guarantee: u64, ceiling: Limit) -> Grant {
+    let weight = f64::from(4 / priority);
+    let key_limits = [(Dimension::RequestsPerMinute, Limit::Finite(600))].into();
+    let tier_limits = [(Dimension::RequestsPerMinute, Limit::Finite(6000))].into();
+    Grant { priority, weight, guarantee, safe: guarantee, ceiling, tier_limits, key_limits }
+}
+
+fn policy(digest: &str, starter: Limit) -> Arc<Policy> {
+    let tiers = [
+        (TierId::new("enterprise"), grant(1, 60_000, Limit::Unlimited)),
+        (TierId::new("starter"), grant(2, 6_000, starter)),
+    ];
+    let pool = PoolPolicy {
+        product: "p".into(),
+        unit: WorkUnit::Tokens,
+        output_cost: OutputCost::Stated(1.0),
+        slo: Duration::from_secs(1),
+        source: SourcePolicy::Direct { targets: Vec::new() },
+        signals: SignalMap::default(),
+    };
+    Arc::new(Policy {
+        digest: digest.into(),
+        interval: Duration::from_secs(2),
+        pools: [(PoolId::new("pool"), pool)].into(),
+        models: [(ModelId::new("m"), ModelPolicy { pool: PoolId::new("pool"), tiers: tiers.into() })].into(),
+    })
+}
+
+/// A controller under a constant load: two busy replicas of 2000 work a second each, two nodes.
+struct Run {
+    controller: Controller,
+    tick: u64,
+}
+
+impl Run {
+    fn new(state: State) -> Run {
+        Run { controller: Controller::new(policy("a", Limit::Finite(240_000)), state), tick: 0 }
+    }
+
+    fn step(&mut self) -> Tick {
+        self.tick += 1;
+        let now = Instant::ZERO + Duration::from_secs(2) * self.tick as u32;
+        let replica = |name: &str| Reading {
+            replica: ReplicaId::new(name),
+            at: now,
+            outcome: Outcome::Up(Signals {
+                running: Some(8.0),
+                waiting: Some(2.0),
+                work_done: Some(4000.0 * self.tick as f64),
+                ..Signals::default()
+            }),
+        };
+        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], failed: None };
+        let usage = vec![self.report("n1", 3), self.report("n2", 1)];
+        let round = Round { pools: [(PoolId::new("pool"), pool)].into(), usage };
+        self.controller.tick(now, &round)
+    }
+
+    /// A node that is offered `part` thousand work a second of each tier.
+    fn report(&self, node: &str, part: u64) -> UsageReport {
+        let row = |tier: &str| {
+            let work = Work { requests: 20 * part * self.tick, work: 2000 * part * self.tick };
+            let refused = Work { requests: self.tick, work: 100 * self.tick };
+            UsageRow {
+                model: ModelId::new("m"),
+                tier: TierId::new(tier),
+                offered: work,
+                admitted: work,
+                refused_limit: refused,
+                refused_capacity: Work::default(),
+            }
+        };
+        UsageReport {
+            schema: 1,
+            node: NodeId::new(node),
+            instance: 1,
+            uptime_ms: 2000 * self.tick,
+            applied: None,
+            rows: vec![row("enterprise"), row("starter")],
+            pools: BTreeMap::new(),
+        }
+    }
+
+    fn settle(&mut self) -> Tick {
+        (0..60).map(|_| self.step()).last().unwrap()
+    }
+}
+
+fn limit(tick: &Tick, tier: &str) -> u64 {
+    tick.table.row("m", tier).unwrap().limits[&TPM].tier_limit.finite().unwrap()
+}
+
+#[test]
+fn the_version_rises_only_when_an_entry_changes_and_every_tick_renews() {
+    let mut run = Run::new(State::default());
+    let settled = run.settle();
+    let next = run.step();
+    assert!(!next.changed && next.table.same_entries(&settled.table));
+    assert_eq!(next.table.stamp.version, settled.table.stamp.version);
+    assert_eq!(next.table.stamp.tick, settled.table.stamp.tick + 1);
+    assert_eq!(next.table.stamp.epoch, 1);
+    next.table.validate().unwrap();
+}
+
+#[test]
+fn limits_follow_measured_capacity_and_guarantees_hold() {
+    let settled = Run::new(State::default()).settle();
+    let pool = &settled.pools[&PoolId::new("pool")];
+    assert_eq!(pool.estimate.capacity, Some(4000.0));
+    let budget = pool.decision.budget;
+    assert!((0.97 * 4000.0..=1.03 * 4000.0).contains(&budget), "{budget}");
+    // Both ask 4000 a second; enterprise weighs 4, starter 2.
+    let (enterprise, starter) = (limit(&settled, "enterprise"), limit(&settled, "starter"));
+    assert!((enterprise as f64 / starter as f64 - 2.0).abs() < 0.05, "{enterprise} and {starter}");
+    assert!((enterprise + starter) as f64 <= 1.03 * 60.0 * 4000.0);
+    assert!(enterprise >= 60_000);
+}
+
+#[test]
+fn shares_follow_demand_and_leave_room_for_a_node_nobody_heard_of() {
+    let first = Run::new(State::default()).step();
+    let shares = |tick: &Tick| tick.table.pools[&PoolId::new("pool")].shares.clone();
+    let settled = Run::new(State::default()).settle();
+    let n1 = shares(&settled)[&NodeId::new("n1")];
+    // Three quarters of the demand, a tenth of the share split evenly: 0.725 of 0.99.
+    assert!(n1.abs_diff(717_000) <= 20_000, "{n1}");
+    for tick in [first, settled] {
+        let listed: u32 = shares(&tick).values().sum();
+        assert!(listed <= 990_000, "{listed}");
+    }
+}
+
+#[test]
+fn an_edit_moves_a_limit_at_most_30_percent_an_interval_and_arrives() {
+    let mut run = Run::new(State::default());
+    let mut before = limit(&run.settle(), "starter");
+    run.controller.set_policy(policy("b", Limit::Finite(20_000)));
+    let mut steps = 0;
+    while before > 20_000 {
+        let now = limit(&run.step(), "starter");
+        assert!(now as f64 >= 0.7 * before as f64 - 1.0 && now < before, "{before} to {now}");
+        (before, steps) = (now, steps + 1);
+        assert!(steps < 20, "the edit does not arrive");
+    }
+    let arrived = run.step();
+    let entry = arrived.table.row("m", "starter").unwrap().limits[&TPM];
+    assert_eq!((entry.tier_limit, entry.ceiling), (Limit::Finite(20_000), Limit::Finite(20_000)));
+    assert_eq!(arrived.table.policy, "b");
+}
+
+#[test]
+fn a_restart_with_state_goes_on_where_it_stopped() {
+    let mut run = Run::new(State::default());
+    let last = run.settle();
+    let stored = serde_json::to_vec(run.controller.state()).unwrap();
+    let state: State = serde_json::from_slice(&stored).unwrap();
+    run.controller = Controller::new(policy("a", Limit::Finite(240_000)), state);
+    let next = run.step();
+    assert!(next.table.same_entries(&last.table), "nothing changed, so nothing may");
+    assert_eq!(next.table.stamp.version, last.table.stamp.version);
+    assert_eq!(next.table.stamp.tick, last.table.stamp.tick + 1);
+}
+
+#[test]
+fn without_state_it_begins_above_what_nodes_report_however_late_they_do() {
+    let mut run = Run::new(State::default());
+    let first = run.step();
+    assert_eq!(first.table.stamp.epoch, 1);
+    let mut report = run.report("n3", 1);
+    report.applied = Some(Stamp { epoch: 4, version: 90, tick: 400 });
+    let round = Round { usage: vec![report], ..Round::default() };
+    let above = run.controller.tick(Instant::ZERO + Duration::from_secs(4), &round);
+    assert_eq!(above.table.stamp, Stamp { epoch: 5, version: 91, tick: 401 });
+}
+
+#[test]
+fn an_absurd_epoch_in_a_report_is_not_believed() {
+    let mut run = Run::new(State::default());
+    let mut report = run.report("n3", 1);
+    report.applied = Some(Stamp { epoch: u64::MAX, version: 1, tick: 1 });
+    let round = Round { usage: vec![report], ..Round::default() };
+    let tick = run.controller.tick(Instant::ZERO + Duration::from_secs(2), &round);
+    assert_eq!(tick.table.stamp.epoch, 1);
+}
+
+#[test]
+fn constant_limits_stand_in_the_table_as_the_policy_has_them() {
+    let tick = Run::new(State::default()).step();
+    let entry = tick.table.row("m", "starter").unwrap().limits[&Dimension::RequestsPerMinute];
+    assert_eq!((entry.tier_limit, entry.key_limit), (Limit::Finite(6000), Limit::Finite(600)));
+    assert_eq!((entry.safe, entry.ceiling), (Limit::Finite(6000), Limit::Finite(6000)));
+}
+
+#[test]
+fn lower_priorities_leave_room_in_the_pools_caps() {
+    let tick = Run::new(State::default()).settle();
+    let yields = |tier: &str| tick.table.row("m", tier).unwrap().yields;
+    assert_eq!(yields("enterprise").waiting, 0);
+    assert_eq!(yields("starter").waiting, 500_000);
+    assert!(yields("starter").in_flight < 500_000, "a full batch is not given up");
+}

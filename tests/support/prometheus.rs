@@ -1,0 +1,58 @@
+//! A real Prometheus that scrapes what a test serves.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+pub struct Prometheus {
+    child: Child,
+    pub addr: SocketAddr,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// === impl Prometheus ===
+
+impl Prometheus {
+    /// Scrapes `/metrics` of every `host:port` each second, as job `fleet`. None, with a line that
+    /// says so, where the program is absent and peers are not required.
+    pub async fn scraping(dir: &Path, targets: &[String]) -> Option<Prometheus> {
+        let program = std::env::var("TIDEGATE_PROMETHEUS").unwrap_or_else(|_| "prometheus".to_owned());
+        let targets: Vec<String> = targets.iter().map(|target| format!("\"{target}\"")).collect();
+        let config = format!(
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: fleet\n  \
+             static_configs: [{{targets: [{}]}}]\n",
+            targets.join(", ")
+        );
+        std::fs::write(dir.join("prometheus.yml"), config).unwrap();
+        let addr = super::nobody().await;
+        let spawned = Command::new(&program)
+            .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
+            .arg(format!("--web.listen-address={addr}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            Ok(child) => Some(Prometheus { child, addr }),
+            Err(error) => {
+                let message = format!("NOT TESTED: `{program}` does not start ({error}); install prometheus");
+                let required = ["CI", "TIDEGATE_REQUIRE_PEERS"]
+                    .into_iter()
+                    .any(|name| std::env::var(name).is_ok_and(|value| value == "true" || value == "1"));
+                assert!(!required, "{message}");
+                eprintln!("{message}");
+                None
+            }
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
