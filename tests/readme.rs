@@ -114,6 +114,7 @@ fn the_two_commands_come_first() {
     let commands: Vec<String> = blocks(&text, "sh").into_iter().map(|(_, block)| block).collect();
     assert_eq!(commands[..2], ["cargo run --release -- demo\n", "tests/run\n"]);
     help("demo");
+    assert!(root("tests/run").is_file());
 }
 
 #[test]
