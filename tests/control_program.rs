@@ -1,4 +1,5 @@
 //! The program itself: its signals and its exit codes. What a `kill -9` may not do: control_kills.rs.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
