@@ -1,4 +1,5 @@
 //! The controller's endpoints over real sockets.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
 //! Sources over real sockets: those that behave and those that do not.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! The program itself: its signals, its exit codes, and what a `kill -9` may not do.
+//! The program itself: its signals and its exit codes. What a `kill -9` may not do: control_kills.rs.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -10,85 +11,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use support::{LONG, call, get, metric, replica, until};
-use tidegate::publish::file::load_table;
-use tidegate::unit;
-use tidegate::wire::{Held, LimitTable, Offer};
-
-struct Program {
-    child: Child,
-    addr: SocketAddr,
-    log: mpsc::Receiver<String>,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Program {
-    fn start(dir: &Path) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-            .args(["control", "--listen", "127.0.0.1:0", "--log-format", "json"])
-            .arg("--policies")
-            .arg(dir.join("policies"))
-            .arg("--state")
-            .arg(dir.join("state"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let (sender, log) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        let line = wait_for(&log, "\"message\":\"listening\"");
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        Program { child, addr: line["addr"].as_str().unwrap().parse().unwrap(), log }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn exit_code(&mut self) -> Option<i32> {
-        let begun = Instant::now();
-        while begun.elapsed() < LONG {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("it went on running");
-    }
-}
-
-fn wait_for(log: &mpsc::Receiver<String>, part: &str) -> String {
-    let begun = Instant::now();
-    let mut seen = String::new();
-    while let Some(left) = LONG.checked_sub(begun.elapsed()) {
-        let Ok(line) = log.recv_timeout(left) else { break };
-        if line.contains(part) {
-            return line;
-        }
-        seen.push_str(&line);
-        seen.push('\n');
-    }
-    panic!("no {part} in\n{seen}");
-}
+use support::program::{Program, wait_for};
+use support::{call, get, metric, replica, until};
+use tidegate::wire::LimitTable;
 
 const PAGE: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 0\n\
                     vllm:prompt_tokens_total 500\nvllm:generation_tokens_total 10\n";
@@ -120,7 +49,7 @@ async fn table(addr: SocketAddr) -> Option<LimitTable> {
 async fn a_hangup_reloads_and_a_terminate_drains() {
     let dir = place().await;
     let target = std::fs::read_to_string(dir.path().join("target")).unwrap();
-    let mut program = Program::start(dir.path());
+    let mut program = Program::start(dir.path(), "127.0.0.1:0");
     let addr = program.addr;
     let first = until("a table", async || table(addr).await).await;
     edit(dir.path(), &target, "1k tpm");
@@ -156,7 +85,7 @@ async fn a_hangup_reloads_and_a_terminate_drains() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_terminate_quits() {
     let dir = place().await;
-    let mut program = Program::start(dir.path());
+    let mut program = Program::start(dir.path(), "127.0.0.1:0");
     until("a table", async || table(program.addr).await).await;
     // A request whose body never comes holds the drain up.
     let mut stuck = tokio::net::TcpStream::connect(program.addr).await.unwrap();
@@ -173,56 +102,4 @@ async fn a_second_terminate_quits() {
     let begun = Instant::now();
     assert_eq!(program.exit_code(), Some(1));
     assert!(begun.elapsed() < Duration::from_secs(5));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kills_at_random_moments_tear_nothing_and_reuse_no_version() {
-    const SEED: u64 = 7;
-    let dir = place().await;
-    let state = dir.path().join("state");
-    let mut held: Option<Held> = None;
-    let mut random = SEED;
-    for kill in 0..50 {
-        let mut program = Program::start(dir.path());
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let moment = Duration::from_micros((random >> 33) % 550_000);
-        if kill % 3 == 2 {
-            // Before or just after its first turn.
-            tokio::time::sleep(moment / 20).await;
-            program.child.kill().unwrap();
-            program.child.wait().unwrap();
-            continue;
-        }
-        let before = held.as_ref().map(|held| held.table.rows[0].limits.clone());
-        let first = until("a table", async || table(program.addr).await).await;
-        for (dimension, old) in before.unwrap_or_default() {
-            let new = first.rows[0].limits[&dimension].tier_limit.as_f64();
-            let old = old.tier_limit.as_f64();
-            assert!(new >= old * 0.69 && new <= old * 1.3, "seed {SEED}, kill {kill}: {old} to {new}");
-        }
-        accept(&mut held, first, &format!("seed {SEED}, kill {kill}, served"));
-        tokio::time::sleep(moment).await;
-        program.child.kill().unwrap();
-        program.child.wait().unwrap();
-        let on_disk = load_table(&state).unwrap().expect("a table on disk");
-        let held_stamp = held.as_ref().unwrap().stamp();
-        assert!(on_disk.stamp >= held_stamp, "seed {SEED}, kill {kill}: {held_stamp:?} was announced");
-        if on_disk.stamp > held_stamp {
-            accept(&mut held, on_disk, &format!("seed {SEED}, kill {kill}, on disk"));
-        }
-    }
-    let files = std::fs::read_dir(&state).unwrap().count();
-    assert!(files <= 7, "{files} files are left");
-}
-
-/// As a node does: a version that comes back with other contents is an error.
-fn accept(held: &mut Option<Held>, table: LimitTable, when: &str) {
-    let stamp = table.stamp;
-    match Held::offer(held.as_ref(), table, unit::Instant::ZERO) {
-        Ok(Offer::Applied(next) | Offer::Renewed(next)) => *held = Some(next),
-        Ok(Offer::Stale) => {
-            panic!("{when}: {stamp:?} is not newer than {:?}", held.as_ref().unwrap().stamp())
-        }
-        Err(error) => panic!("{when}: {error}"),
-    }
 }

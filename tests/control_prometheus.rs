@@ -2,6 +2,7 @@
 //!
 //! Needs the program `prometheus` (Debian's package of that name) in the path, or its place in
 //! `TIDEGATE_PROMETHEUS`. Without it the test says so, and fails where peers are required.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

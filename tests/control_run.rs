@@ -1,4 +1,5 @@
 //! The daemon's loop: what survives bad edits, failing disks, restarts and lost state.
+#![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -13,104 +13,78 @@
 
 mod support;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use serde_json::json;
+use serde_json::Value;
 use support::prometheus::Prometheus;
 use support::{call, get};
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, start};
-use tidegate::demo::plant::Plant;
+use tidegate::demo::cluster::{Cluster, SLO};
+use tidegate::demo::ledger::Ledger;
+use tidegate::demo::plant::{LATE_MAX, Plant};
+use tidegate::demo::tenants;
 use tidegate::sim::batch::Shape;
+use tidegate::unit::{Instant, SystemClock};
 use tokio::task::JoinSet;
 
 const REPLICAS: usize = 4;
-/// Above the 32 slots of a replica: the others queue.
-const CLIENTS_PER_REPLICA: usize = 60;
-/// Offered over what the plant can do.
-const OFFERED: f64 = 1.5;
-/// Reports, one second apart; the last third is judged.
-const SECONDS: u64 = 27;
+/// What each tier offers, over what the fleet can do.
+const OFFERED: [f64; 3] = [0.22, 0.50, 0.78];
+/// Seconds of overload; from `SETTLED` on decisions are compared.
+const SECONDS: u64 = 30;
+const SETTLED: u64 = 20;
 const AGREE: f64 = 0.10;
 
-/// One controller, what it has decided in the judged seconds.
-struct Side {
-    name: &'static str,
-    running: Running,
+/// What one controller decided in the seconds that count.
+#[derive(Debug, Default)]
+struct Decided {
     capacity: Vec<f64>,
     budget: Vec<f64>,
 }
 
-// === impl Side ===
+// === impl Decided ===
 
-impl Side {
-    async fn start(name: &'static str, dir: &Path, source: &str) -> Side {
-        let policies = dir.join(name);
-        std::fs::create_dir(&policies).unwrap();
-        let text = format!(
-            "product: fleet\npools:\n  gpu:\n    preset: vllm\n    {source}\n    slo: 1s\n    \
-             output_token_cost: 4\nmodels:\n  m: {{pool: gpu}}\ntiers:\n  paid: {{priority: 1, weight: 2, \
-             guarantee: 300k tpm, ceiling: unlimited, key_limits: unlimited}}\n"
-        );
-        std::fs::write(policies.join("fleet.yaml"), text).unwrap();
-        let state = dir.join(format!("{name}-state"));
-        let running = start(Options::new(policies, state, Loader::checked())).await.unwrap();
-        Side { name, running, capacity: Vec::new(), budget: Vec::new() }
-    }
-
-    /// What a node in front of the fleet would say after `seconds` of overload.
-    async fn report(&self, seconds: f64, capacity: f64) {
-        let work = |rate: f64| {
-            let done = rate * seconds;
-            json!({"requests": (done / 500.0) as u64, "work": done as u64})
-        };
-        let report = json!({
-            "schema": 1, "node": "n", "instance": 1, "uptime_ms": (seconds * 1000.0) as u64, "applied": null,
-            "rows": [{
-                "model": "m", "tier": "paid", "offered": work(OFFERED * capacity), "admitted": work(capacity),
-                "refused_limit": work((OFFERED - 1.0) * capacity), "refused_capacity": work(0.0),
-            }],
-            "pools": {"gpu": {
-                "in_flight": REPLICAS * CLIENTS_PER_REPLICA, "waiting_work": 0, "upstream_requests": 0,
-                "upstream_errors": 0,
-            }},
-        });
-        let token = format!("Bearer {}", self.running.token.reveal());
-        let body = report.to_string();
-        let head = "POST /v1/usage";
-        let taken = call(self.running.addr, head, &[("authorization", &token)], body.as_bytes()).await;
-        assert_eq!(taken.status, 204, "{}", taken.text());
-    }
-
-    async fn judge(&mut self) {
-        let status = get(self.running.addr, "/v1/status").await.json();
-        let pool = &status["tick"]["pools"]["gpu"];
-        println!("{}: {} {}", self.name, pool["estimate"]["capacity"], pool["decision"]);
+impl Decided {
+    fn read(&mut self, name: &str, status: &Value) {
+        let pool = &status["tick"]["pools"]["llm"];
+        println!("{name}: capacity {} {}", pool["estimate"]["capacity"], pool["decision"]);
         self.capacity.push(pool["estimate"]["capacity"].as_f64().unwrap_or(f64::NAN));
         self.budget.push(pool["decision"]["budget"].as_f64().unwrap_or(f64::NAN));
     }
 }
 
-/// Asks one replica again and again, each time with a prompt of its own.
-async fn ask_forever(url: String, client: usize) {
-    let http: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    for turn in 0_usize.. {
-        let prompt = format!("{client:08} {turn:08} {}", "~".repeat(700));
-        let body = json!({
-            "model": "demo-model", "max_tokens": 200, "stream": false,
-            "messages": [{"role": "user", "content": prompt}],
-        });
-        let body = Full::new(Bytes::from(body.to_string()));
-        let request = Request::post(format!("{url}/v1/chat/completions")).body(body).unwrap();
-        let reply = http.request(request).await.unwrap();
-        assert!(reply.status().is_success(), "{}", reply.status());
-        reply.into_body().collect().await.unwrap();
+/// The policy of the controller that scrapes, but by PromQL.
+async fn by_promql(cluster: &Cluster, prometheus: &Prometheus, dir: &std::path::Path) -> Running {
+    let text = std::fs::read_to_string(cluster.directory.policies().join("demo.yaml")).unwrap();
+    let mut replaced = 0;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("targets:") {
+            replaced += 1;
+            lines.push(format!("    prometheus: {}\n    selector: 'job=\"fleet\"'", prometheus.url()));
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    assert_eq!(replaced, 1, "{text}");
+    let policies = dir.join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(policies.join("demo.yaml"), lines.join("\n") + "\n").unwrap();
+    start(Options::new(policies, dir.join("state"), Loader::checked())).await.unwrap()
+}
+
+/// What the nodes told the one, the other hears too, but for the table they hold: it is not its.
+async fn forward(status: &Value, to: &Running) {
+    let token = format!("Bearer {}", to.token.reveal());
+    for report in status["round"]["usage"].as_array().unwrap() {
+        let mut report = report.clone();
+        report["applied"] = Value::Null;
+        let body = report.to_string();
+        let taken = call(to.addr, "POST /v1/usage", &[("authorization", &token)], body.as_bytes()).await;
+        assert_eq!(taken.status, 204, "{}", taken.text());
     }
 }
 
@@ -125,47 +99,50 @@ async fn read_by_promql_or_directly_an_overloaded_fleet_gets_the_same_budget() {
     let urls = plant.replica_urls();
     let hosts: Vec<String> = urls.iter().map(|url| url.replacen("http://", "", 1)).collect();
     let Some(prometheus) = Prometheus::scraping(dir.path(), &hosts).await else { return };
+    // One controller scrapes and two nodes obey it; the other only watches the same fleet.
+    let cluster = Cluster::start(&urls).await.unwrap();
+    let scraping: SocketAddr = cluster.controller.strip_prefix("http://").unwrap().parse().unwrap();
+    let querying = by_promql(&cluster, &prometheus, dir.path()).await;
 
-    let mut clients = JoinSet::new();
-    for client in 0..REPLICAS * CLIENTS_PER_REPLICA {
-        clients.spawn(ask_forever(urls[client % REPLICAS].clone(), client));
-    }
-    let by_query = format!("prometheus: {}\n    selector: 'job=\"fleet\"'", prometheus.url());
-    let pages: Vec<String> = urls.iter().map(|url| format!("{url}/metrics")).collect();
-    let directly = format!("targets: [{}]", pages.join(", "));
-    let mut sides = [
-        Side::start("prometheus", dir.path(), &by_query).await,
-        Side::start("directly", dir.path(), &directly).await,
-    ];
+    let load = tenants::Load {
+        seed: 3,
+        seconds: SECONDS,
+        targets: cluster.nodes.iter().map(|node| node.proxy.clone()).collect(),
+        demand: OFFERED.map(|part| part * plant.capacity()),
+        in_flight_max: 1000,
+    };
+    let ledger = Arc::new(Ledger::new(SECONDS as usize, SLO));
+    let mut load_running = JoinSet::new();
+    load_running.spawn(tenants::run(load, ledger, Arc::new(SystemClock::starting_at(Instant::ZERO))));
 
-    let begun = Instant::now();
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    for second in 0..SECONDS {
-        seconds.tick().await;
-        for side in &mut sides {
-            side.report(begun.elapsed().as_secs_f64(), plant.capacity()).await;
-            if second >= SECONDS * 2 / 3 {
-                side.judge().await;
-            }
+    let (mut direct, mut queried) = (Decided::default(), Decided::default());
+    let mut polls = tokio::time::interval(Duration::from_millis(250));
+    let mut forwarded = Value::Null;
+    for poll in 0..SECONDS * 4 {
+        polls.tick().await;
+        let status = get(scraping, "/v1/status").await.json();
+        if status["now"] != forwarded {
+            forward(&status, &querying).await;
+            forwarded = status["now"].clone();
+        }
+        if poll >= SETTLED * 4 && poll % 4 == 0 {
+            direct.read("directly", &status);
+            queried.read("by query", &get(querying.addr, "/v1/status").await.json());
         }
     }
-    assert!(clients.try_join_next().is_none(), "a client failed, so the fleet was not overloaded throughout");
-    clients.abort_all();
-    let late = plant.late();
-    assert!(late < tidegate::demo::plant::LATE_MAX, "machine too slow: the plant was {late:?} late");
+    assert!(plant.late() < LATE_MAX, "machine too slow: the plant was {:?} late", plant.late());
 
     let near = |name: &str, value: f64, wanted: f64| {
         let off = (value / wanted - 1.0).abs();
         assert!(off <= AGREE, "{name}: {value:.0} is {:.1} % off {wanted:.0}", off * 100.0);
     };
-    let [queried, direct] = &sides;
-    for side in [queried, direct] {
-        near(&format!("{}: capacity and truth", side.name), mean(&side.capacity), plant.capacity());
-        near(&format!("{}: budget and truth", side.name), mean(&side.budget), plant.capacity());
+    for (name, decided) in [("directly", &direct), ("by query", &queried)] {
+        near(&format!("capacity {name} and truth"), mean(&decided.capacity), plant.capacity());
+        near(&format!("budget {name} and truth"), mean(&decided.budget), plant.capacity());
     }
     near("capacity by query and directly", mean(&queried.capacity), mean(&direct.capacity));
     near("budget by query and directly", mean(&queried.budget), mean(&direct.budget));
-    for side in sides {
-        side.running.shutdown().await;
-    }
+    load_running.abort_all();
+    querying.shutdown().await;
+    cluster.shutdown().await;
 }

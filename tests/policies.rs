@@ -3,6 +3,7 @@
 //!
 //! `TIDEGATE_REGENERATE=1 cargo test --test policies` writes the expected texts anew; read the
 //! difference before committing it.
+#![cfg(feature = "daemon")]
 #![expect(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;

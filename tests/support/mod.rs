@@ -10,6 +10,7 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod program;
 pub mod prometheus;
 
 use std::collections::BTreeMap;
