@@ -159,6 +159,24 @@ async fn a_pool_whose_source_stays_is_not_begun_anew() {
     assert_eq!(round(&mut sources).await.replicas.len(), 1);
     sources.set_policy(&direct(vec![good.clone(), nobody().await.to_string()], Duration::from_secs(1)));
     assert_eq!(round(&mut sources).await.replicas.len(), 2);
-    sources.set_policy(&one);
+}
+
+#[tokio::test]
+async fn a_target_that_an_edit_takes_away_is_down_until_another_answers() {
+    let (good, gone) = (replica(PAGE).await.to_string(), replica(PAGE).await.to_string());
+    let interval = Duration::from_secs(1);
+    let (mut sources, _) = sources(&direct(vec![good.clone(), gone.clone()], interval));
+    assert_eq!(round(&mut sources).await.replicas.len(), 2);
+    // Nobody answers in the round after the edit: it is said once more.
+    sources.set_policy(&direct(vec![nobody().await.to_string()], interval));
+    let left = Outcome::Down("it is not a target any more".to_owned());
+    for _ in 0..2 {
+        let round = round(&mut sources).await;
+        assert_eq!((outcome(&round, &good), outcome(&round, &gone)), (&left, &left));
+    }
+    sources.set_policy(&direct(vec![good.clone()], interval));
+    let after = round(&mut sources).await;
+    assert!(matches!(outcome(&after, &good), Outcome::Up(_)));
+    assert_eq!(outcome(&after, &gone), &left);
     assert_eq!(round(&mut sources).await.replicas.len(), 1);
 }

@@ -81,6 +81,8 @@ async fn a_table_is_on_disk_before_it_is_announced_and_renewed_every_tick() {
     let status = get(running.addr, "/v1/status").await.json();
     assert_eq!(status["policy"], "50000");
     assert_eq!(status["round"]["pools"]["gpu"]["replicas"][0]["replica"], place.target);
+    // The table is most of an entry: once is enough.
+    assert!(status["tick"]["table"]["rows"].is_array() && status["state"].get("table").is_none());
     let later = until("a renewal", async || {
         let later = table(running.addr).await;
         (later.stamp.tick > first.stamp.tick + 2).then_some(later)
@@ -163,6 +165,37 @@ async fn a_restart_continues_and_reuses_no_version() {
     assert!(after.stamp > last.stamp, "{:?} {:?}", after.stamp, last.stamp);
     assert!(after.stamp.version > last.stamp.version || after.same_entries(&last));
     running.shutdown().await;
+
+    // The journal alone is enough too.
+    let last = load_table(&place.state()).unwrap().unwrap();
+    std::fs::remove_file(place.state().join("table.json")).unwrap();
+    let running = place.start().await;
+    let after = table(running.addr).await;
+    assert_eq!(after.stamp.epoch, last.stamp.epoch);
+    assert!(after.stamp > last.stamp, "{:?} {:?}", after.stamp, last.stamp);
+    assert!(after.stamp.version > last.stamp.version || after.same_entries(&last));
+    running.shutdown().await;
+}
+
+#[test]
+fn lookups_that_block_every_thread_do_not_hold_the_loop() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(1).enable_all().build().unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let place = Place::new().await;
+        let running = place.start().await;
+        let first = table(running.addr).await;
+        // Stands for a resolver that does not answer.
+        let blocked = tokio::task::spawn_blocking(move || held.recv());
+        until("renewals", async || {
+            (table(running.addr).await.stamp.tick > first.stamp.tick + 5).then_some(())
+        })
+        .await;
+        drop(release);
+        let _ = blocked.await;
+        running.shutdown().await;
+    });
 }
 
 #[tokio::test]

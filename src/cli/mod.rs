@@ -7,12 +7,14 @@ mod enforce;
 mod log;
 
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
+use tidegate::control::metrics::REVISION;
 
 /// Dynamic, load-aware rate limits.
 #[derive(Parser)]
-#[command(name = "tidegate", version)]
+#[command(name = "tidegate", version = VERSION.as_str())]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -29,6 +31,12 @@ enum Verb {
     /// Watch limits follow load, on an embedded cluster.
     Demo(demo::Args),
 }
+
+/// The version, and the commit where the build was told it.
+static VERSION: LazyLock<String> = LazyLock::new(|| match REVISION {
+    Some(revision) => format!("{} ({revision})", env!("CARGO_PKG_VERSION")),
+    None => env!("CARGO_PKG_VERSION").to_owned(),
+});
 
 /// A verb that could not do its work: printed to stderr, exit code 1.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

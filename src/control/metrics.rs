@@ -2,6 +2,7 @@
 //! client chooses.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prometheus::{
     Encoder, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -13,8 +14,12 @@ use crate::observe::Round;
 use crate::unit::{Instant, Limit, NodeId, PoolId};
 use crate::wire::Stamp;
 
-/// A node that did not report for this long is silent, seconds.
-const NODE_SILENT_AFTER: f64 = 10.0;
+/// The commit of this build, where whoever built it said so in the environment:
+/// `TIDEGATE_REVISION=$(git rev-parse --short=12 HEAD) cargo build`.
+pub const REVISION: Option<&str> = option_env!("TIDEGATE_REVISION");
+
+/// A node that did not report for this many intervals is silent: its demand counts no more.
+const NODE_SILENT_INTERVALS: u32 = 5;
 /// A silent node is forgotten after this long, seconds.
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
 /// Most nodes counted.
@@ -71,7 +76,7 @@ impl Metrics {
             "Version and revision of this build.",
             &["version", "revision"],
         )?;
-        let revision = option_env!("TIDEGATE_REVISION").unwrap_or("unknown");
+        let revision = REVISION.unwrap_or("unknown");
         info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
         let failures =
             Opts::new("tidegate_publish_failures_total", "Tables that could not be handed to a channel.");
@@ -191,7 +196,14 @@ impl Metrics {
     }
 
     /// A table was announced.
-    pub fn observe_published(&self, seen: &Seen, now: Instant, stamp: Stamp, bytes: usize) {
+    pub fn observe_published(
+        &self,
+        seen: &Seen,
+        now: Instant,
+        interval: Duration,
+        stamp: Stamp,
+        bytes: usize,
+    ) {
         self.epoch.set(int(stamp.epoch));
         self.version.set(int(stamp.version));
         self.tick.set(int(stamp.tick));
@@ -199,7 +211,7 @@ impl Metrics {
         let (mut current, mut behind, mut silent) = (0, 0, 0);
         for (at, applied) in seen.nodes.values() {
             let same = |applied: Stamp| (applied.epoch, applied.version) == (stamp.epoch, stamp.version);
-            if now.seconds_since(*at) > NODE_SILENT_AFTER {
+            if now.since(*at) > interval * NODE_SILENT_INTERVALS {
                 silent += 1;
             } else if applied.is_some_and(same) {
                 current += 1;
@@ -276,4 +288,34 @@ fn reals(
     let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(gauges.clone()))?;
     Ok(gauges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::UsageReport;
+
+    #[test]
+    fn a_node_is_silent_after_five_intervals_whatever_an_interval_is() {
+        let metrics = Metrics::new().unwrap();
+        let mut seen = Seen::default();
+        let stamp = Stamp { epoch: 1, version: 2, tick: 3 };
+        let at = |seconds: u64| Instant(seconds * 1_000_000_000);
+        let report = UsageReport {
+            schema: 1,
+            node: "n1".into(),
+            instance: 1,
+            uptime_ms: 5,
+            applied: Some(stamp),
+            rows: Vec::new(),
+            pools: BTreeMap::new(),
+        };
+        metrics.observe_round(&mut seen, at(100), &Round { pools: BTreeMap::new(), usage: vec![report] });
+        let state = |now: Instant, interval: u64, name: &str| {
+            metrics.observe_published(&seen, now, Duration::from_secs(interval), stamp, 1);
+            metrics.nodes.with_label_values(&[name]).get()
+        };
+        assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
+        assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));
+    }
 }

@@ -1,33 +1,60 @@
 //! What a controller finds when it starts: the journal's last entry, the table it last
 //! published, and the policy that made them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::reload::{Loaded, Loader, load_last_good};
-use crate::control::{State, Tick};
-use crate::observe::Round;
+use crate::control::{PoolState, State, Tick};
+use crate::estimate::Nodes;
+use crate::observe::{PoolRound, Round};
 use crate::publish::file::load_table;
 use crate::publish::journal::{Journal, JournalError};
-use crate::unit::Instant;
+use crate::unit::{Instant, NodeId, PoolId};
+use crate::wire::{LimitTable, Stamp};
 
-/// One line of the journal, and the answer of `GET /v1/status`.
+/// One line of the journal, and the answer of `GET /v1/status`. What a tick shows in two places
+/// (its table, the reports of its nodes) is written once: a fleet's reports are most of a line.
 #[derive(Debug, Serialize)]
 pub struct Entry<'a> {
-    pub now: Instant,
+    now: Instant,
     /// Digest of the policy files in force.
-    pub policy: &'a str,
-    pub round: &'a Round,
-    pub tick: &'a Tick,
-    pub state: &'a State,
+    policy: &'a str,
+    round: RoundEntry<'a>,
+    tick: &'a Tick,
+    state: StateEntry<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct RoundEntry<'a> {
+    pools: &'a BTreeMap<PoolId, PoolRound>,
+    /// Whose report came, in order; `state.nodes` has what each says.
+    reported: Vec<&'a NodeId>,
+}
+
+/// A [`State`] without its table, which is the tick's.
+#[derive(Debug, Serialize)]
+struct StateEntry<'a> {
+    stamp: Stamp,
+    nodes: &'a Nodes,
+    pools: &'a BTreeMap<PoolId, PoolState>,
+    steering: bool,
 }
 
 /// As much of an entry as a restart needs.
 #[derive(Debug, Deserialize)]
 struct Saved {
     now: Instant,
+    tick: SavedTick,
     state: State,
+}
+
+#[derive(Debug, Deserialize)]
+struct SavedTick {
+    table: Arc<LimitTable>,
 }
 
 /// Where to go on.
@@ -40,6 +67,33 @@ pub struct Resumed {
     pub now: Instant,
 }
 
+// === impl Entry ===
+
+impl<'a> Entry<'a> {
+    pub fn new(policy: &'a str, round: &'a Round, tick: &'a Tick, state: &'a State) -> Entry<'a> {
+        // Named one by one, so that a field that is added to a state is not forgotten here.
+        let State { stamp, table: _, nodes, pools, steering } = state;
+        Entry {
+            now: tick.now,
+            policy,
+            round: RoundEntry {
+                pools: &round.pools,
+                reported: round.usage.iter().map(|report| &report.node).collect(),
+            },
+            tick,
+            state: StateEntry { stamp: *stamp, nodes, pools, steering: *steering },
+        }
+    }
+}
+
+// === impl Saved ===
+
+impl Saved {
+    fn into_state(self) -> State {
+        State { table: Some(self.tick.table), ..self.state }
+    }
+}
+
 /// Reads a state directory. The later of journal and table file says which version was last
 /// used: either may have been written without the other.
 ///
@@ -48,7 +102,7 @@ pub struct Resumed {
 /// the nodes, know how far versions had come.
 pub fn resume(dir: &Path, journal_bytes_max: u64) -> Result<Resumed, JournalError> {
     let (journal, saved): (_, Option<Saved>) = Journal::open(dir, journal_bytes_max)?;
-    let (now, mut state) = saved.map_or((Instant::ZERO, None), |saved| (saved.now, Some(saved.state)));
+    let (now, mut state) = saved.map_or((Instant::ZERO, None), |saved| (saved.now, Some(saved.into_state())));
     match load_table(dir) {
         Ok(Some(table)) => {
             let state = state.get_or_insert_default();

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
 use crate::control::resume::{first_policy, resume};
-use crate::control::turn::{Disk, Turns};
+use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
 use crate::observe::sources::Sources;
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
@@ -195,6 +195,7 @@ fn turns(
         seen: Seen::default(),
         accepted,
         disk: Some(disk),
+        writer: Writer::start().map_err(|error| format!("no thread for the state directory: {error}"))?,
     };
     Ok(Prepared { collect, turns })
 }

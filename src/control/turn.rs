@@ -2,10 +2,10 @@
 //! nothing is announced that a crash could take back.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::control::metrics::{Channel, Metrics, Seen};
@@ -31,6 +31,22 @@ pub struct Turns {
     pub accepted: watch::Receiver<Arc<Loaded>>,
     /// Goes to the thread that writes and comes back.
     pub disk: Option<Disk>,
+    pub writer: Writer,
+}
+
+/// A thread of its own for the disk: lookups of names that nobody answers fill the pool of threads
+/// that the runtime keeps for blocking calls, and a table may not wait behind them.
+#[derive(Debug)]
+pub struct Writer(mpsc::Sender<Job>);
+
+/// One table to be written.
+#[derive(Debug)]
+struct Job {
+    disk: Disk,
+    entry: Bytes,
+    table: Bytes,
+    policy: Option<Arc<Loaded>>,
+    done: oneshot::Sender<(Disk, Written)>,
 }
 
 /// The state directory's writer.
@@ -113,7 +129,8 @@ impl Turns {
         };
         let policy = self.controller.policy();
         let state = self.controller.state();
-        let entry = Entry { now: tick.now, policy: &policy.digest, round, tick, state };
+        let policy_interval = policy.interval;
+        let entry = Entry::new(&policy.digest, round, tick, state);
         let entry = match serde_json::to_vec(&entry) {
             Ok(entry) => Bytes::from(entry),
             Err(error) => return Err(format!("a tick cannot be written as JSON: {error}")),
@@ -141,7 +158,7 @@ impl Turns {
         }
         let (stamp, bytes) = (tick.table.stamp, table.len());
         self.board.announce(Announced { stamp, table, status: entry });
-        self.metrics.observe_published(&self.seen, tick.now, stamp, bytes);
+        self.metrics.observe_published(&self.seen, tick.now, policy_interval, stamp, bytes);
         tracing::debug!(stamp.epoch, stamp.version, stamp.tick, tick.changed, "published");
         Ok(())
     }
@@ -152,14 +169,31 @@ impl Turns {
         table: Bytes,
         policy: Option<Arc<Loaded>>,
     ) -> Result<Written, String> {
-        let mut disk = self.disk.take().ok_or("the state directory's writer is gone")?;
-        let writing = tokio::task::spawn_blocking(move || {
-            let written = disk.write(&entry, &table, policy.as_deref());
-            (disk, written)
-        });
-        let (disk, written) = writing.await.map_err(|error| format!("writing ended early: {error}"))?;
+        let gone = || "the state directory's writer is gone".to_owned();
+        let disk = self.disk.take().ok_or_else(gone)?;
+        let (done, written) = oneshot::channel();
+        self.writer.0.send(Job { disk, entry, table, policy, done }).map_err(|_| gone())?;
+        let (disk, written) = written.await.map_err(|_| gone())?;
         self.disk = Some(disk);
         Ok(written)
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start() -> std::io::Result<Writer> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        // Ends with the loop that feeds it.
+        std::thread::Builder::new().name("tidegate-disk".to_owned()).spawn(move || {
+            while let Ok(Job { mut disk, entry, table, policy, done }) = queue.recv() {
+                let written = disk.write(&entry, &table, policy.as_deref());
+                let _ = done.send((disk, written));
+            }
+        })?;
+        Ok(Writer(jobs))
     }
 }
 

@@ -27,8 +27,22 @@ const INSTANCES_MAX: usize = 10_000;
 pub struct PrometheusSource {
     url: String,
     queries: BTreeMap<Signal, String>,
-    /// Instance to the number of rounds it has been absent.
-    known: BTreeMap<String, u32>,
+    known: BTreeMap<String, Known>,
+}
+
+/// An instance that an answer has named.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Rounds running without it.
+    absences: u32,
+    sample: Option<Sample>,
+}
+
+/// The last sample of an instance's counters: on the server's clock, and where that is on ours.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    stamp: f64,
+    at: Instant,
 }
 
 /// What was asked for: a signal, or which instances the server cannot reach.
@@ -113,19 +127,22 @@ impl PrometheusSource {
         named
             .extend(ready.into_iter().flat_map(BTreeMap::keys).filter(|name| self.known.contains_key(*name)));
         for instance in named {
-            readings.insert(instance.clone(), reading(pool, instance, answers, sent));
-        }
-        for instance in readings.keys() {
             if self.known.len() < INSTANCES_MAX {
                 self.known.entry(instance.clone()).or_default();
             }
+            let sample = self.known.get(instance).and_then(|known| known.sample);
+            let (reading, sample) = reading(pool, instance, answers, sent, sample);
+            if let Some(known) = self.known.get_mut(instance) {
+                known.sample = sample;
+            }
+            readings.insert(instance.clone(), reading);
         }
-        for (instance, absences) in &mut self.known {
+        for (instance, known) in &mut self.known {
             if readings.contains_key(instance) {
-                *absences = 0;
+                known.absences = 0;
                 continue;
             }
-            *absences += 1;
+            known.absences += 1;
             let outcome = if answers.down.contains_key(instance) {
                 Outcome::Down("up is 0".to_owned())
             } else {
@@ -134,20 +151,31 @@ impl PrometheusSource {
             readings
                 .insert(instance.clone(), Reading { replica: replica(pool, instance), at: sent, outcome });
         }
-        self.known.retain(|_, absences| *absences < ABSENCES_MAX);
+        self.known.retain(|_, known| known.absences < ABSENCES_MAX);
         readings.into_values().collect()
     }
 }
 
-fn reading(pool: &PoolId, instance: &str, answers: &Answers, sent: Instant) -> Reading {
+fn reading(
+    pool: &PoolId,
+    instance: &str,
+    answers: &Answers,
+    sent: Instant,
+    last: Option<Sample>,
+) -> (Reading, Option<Sample>) {
     let mut sums = BTreeMap::new();
     let mut age: f64 = 0.0;
+    let mut stamp: Option<f64> = None;
     for (signal, answer) in &answers.signals {
         let Some(sampled) = answer.get(instance) else { continue };
         if let Some(sum) = &sampled.sum {
             sums.insert(*signal, sum.clone());
         }
         age = age.max(sampled.age.unwrap_or_default());
+        stamp = match (stamp, sampled.stamp) {
+            (Some(known), Some(other)) => Some(known.min(other)),
+            (known, other) => known.or(other),
+        };
     }
     let ready_missing = answers.signals.contains_key(&Signal::Ready) && !sums.contains_key(&Signal::Ready);
     let outcome = if ready_missing {
@@ -158,7 +186,12 @@ fn reading(pool: &PoolId, instance: &str, answers: &Answers, sent: Instant) -> R
     // Older than the clock itself is as old as the clock.
     let nanos = Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX).as_nanos();
     let at = Instant(sent.0.saturating_sub(u64::try_from(nanos).unwrap_or(u64::MAX)));
-    Reading { replica: replica(pool, instance), at, outcome }
+    // The same scrape seen again is the same instant. Queries take longer and shorter: an age
+    // that jitters by a millisecond would make it a new reading, in which no work was done.
+    let same = last.filter(|last| stamp == Some(last.stamp));
+    let at = same.map_or(at, |last| last.at);
+    let sample = stamp.map(|stamp| Sample { stamp, at });
+    (Reading { replica: replica(pool, instance), at, outcome }, sample)
 }
 
 /// A series without an instance speaks for the pool as a whole.
@@ -226,6 +259,24 @@ mod tests {
         assert_eq!(readings[0].at, Instant(9_250_000_000));
         let Outcome::Up(signals) = &readings[0].outcome else { panic!("{:?}", readings[0]) };
         assert_eq!((signals.work_done, signals.running), (Some(500.0), Some(3.0)));
+    }
+
+    #[test]
+    fn the_same_scrape_seen_twice_is_no_new_reading() {
+        let mut source = source();
+        let mut seen = |sent: u64, evaluated: f64, sampled: f64, work: f64| {
+            let at = sampled.to_string();
+            let answer = vector(&[("a", "value", work, evaluated), ("a", "at", sampled, evaluated)]);
+            let answers = Answers { signals: [(Signal::WorkDone, answer)].into(), down: Answer::new() };
+            let readings = source.readings(&PoolId::from("p"), &answers, Instant(sent * 1_000_000));
+            assert_eq!(readings.len(), 1, "{at}");
+            readings[0].at
+        };
+        // Sent at 10.000 s, evaluated 9 ms later; then the same scrape, evaluated 1 ms after sending.
+        let first = seen(10_000, 500.009, 499.0, 7e3);
+        assert_eq!(first, Instant(8_991_000_000));
+        assert_eq!(seen(12_000, 502.001, 499.0, 7e3), first);
+        assert_eq!(seen(14_000, 504.0, 503.5, 9e3), Instant(13_500_000_000));
     }
 
     #[test]

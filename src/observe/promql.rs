@@ -26,6 +26,8 @@ pub struct Sampled {
     pub sum: Option<Result<f64, String>>,
     /// Seconds between the sample and the evaluation, both on the server's clock.
     pub age: Option<f64>,
+    /// The sample's own time there: two answers with the same one saw the same scrape.
+    pub stamp: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -134,6 +136,7 @@ fn read(answer: &mut Answer, series: Series) -> Result<(), String> {
             // Of several series the oldest: a sum is as old as its oldest part.
             let oldest = sampled.age.map_or(age, |known| known.max(age));
             sampled.age = Some(oldest.max(0.0));
+            sampled.stamp = Some(sampled.stamp.map_or(number, |known| known.min(number)));
         }
     } else {
         let name = series.metric.get("__name__").map_or("the series", String::as_str);
@@ -183,8 +186,8 @@ mod tests {
             {"metric":{"engine":"1","instance":"a:1","tidegate_part":"at"},"value":[100.5,"99.5"]},
             {"metric":{},"value":[100.5,"7"]}]}}"#;
         let answer = answer(200, body).unwrap();
-        assert_eq!(answer["a:1"], Sampled { sum: Some(Ok(42.0)), age: Some(1.0) });
-        assert_eq!(answer[""], Sampled { sum: Some(Ok(7.0)), age: None });
+        assert_eq!(answer["a:1"], Sampled { sum: Some(Ok(42.0)), age: Some(1.0), stamp: Some(99.5) });
+        assert_eq!(answer[""], Sampled { sum: Some(Ok(7.0)), ..Sampled::default() });
     }
 
     #[test]

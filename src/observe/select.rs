@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::observe::exposition::{Format, Samples};
 use crate::observe::{Outcome, Signals};
 use crate::policy::SignalMap;
+use crate::unit::MAX_FINITE;
 
 /// One metric of a page: `name` or `name{label="value",...}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,10 @@ struct Alternative {
     order: usize,
     labels: Vec<(String, String)>,
 }
+
+/// Largest value: beyond it a double no longer counts one by one, and what is squared further
+/// down would become infinite, which the journal could not give back.
+const VALUE_MAX: f64 = MAX_FINITE as f64;
 
 /// A sum over the series of one alternative, or why there is none.
 type Sum = Result<f64, String>;
@@ -223,7 +228,7 @@ pub fn outcome_of(mut sums: BTreeMap<Signal, Sum>) -> Outcome {
     })
 }
 
-/// Adds one series to a sum; what is not finite or negative spoils it.
+/// Adds one series to a sum; what cannot be counted spoils it.
 pub fn add(sum: &mut Sum, name: &str, value: f64) {
     let Ok(total) = sum else { return };
     if !value.is_finite() || value < 0.0 {
@@ -231,7 +236,7 @@ pub fn add(sum: &mut Sum, name: &str, value: f64) {
         return;
     }
     *total += value;
-    if !total.is_finite() {
+    if *total > VALUE_MAX {
         *sum = Err(format!("the sum over `{name}` is too large"));
     }
 }
@@ -298,8 +303,11 @@ mod tests {
         let twice = "vllm:num_requests_running 1\nvllm:num_requests_running 1\n";
         let Outcome::Silent(reason) = not_up(&map(), twice) else { panic!() };
         assert_eq!(reason, "series `vllm:num_requests_running` is on the page twice");
-        let huge = "vllm:num_requests_running{e=\"0\"} 1e308\nvllm:num_requests_running{e=\"1\"} 1e308\n";
-        assert!(matches!(not_up(&map(), huge), Outcome::Silent(_)));
+        for huge in ["1e308", "1e16"] {
+            let page = format!("vllm:num_requests_running{{e=\"0\"}} {huge}\n");
+            let Outcome::Silent(reason) = not_up(&map(), &page) else { panic!("{huge}") };
+            assert!(reason.ends_with("is too large"), "{reason}");
+        }
     }
 
     #[test]

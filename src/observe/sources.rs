@@ -1,6 +1,6 @@
 //! Every pool's sources, read side by side: one slow source delays nobody but itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::observe::scrape::{Target, scrape};
 use crate::observe::select::Selectors;
 use crate::observe::{Outcome, PoolRound, Reading};
 use crate::policy::{Policy, PoolPolicy, SourcePolicy};
-use crate::unit::{Clock, PoolId};
+use crate::unit::{Clock, PoolId, ReplicaId};
 
 /// Longest that one source is waited for.
 const DEADLINE_MAX: Duration = Duration::from_secs(1);
@@ -32,6 +32,9 @@ pub struct Sources {
 struct Pool {
     policy: PoolPolicy,
     source: Source,
+    /// Targets that an edit took away: said to be gone until somebody else answers, or they would
+    /// count as replicas that happen to be silent.
+    left: BTreeSet<ReplicaId>,
 }
 
 enum Source {
@@ -66,10 +69,16 @@ impl Sources {
         self.deadline = DEADLINE_MAX.min(policy.interval / 2);
         let mut before = std::mem::take(&mut self.pools);
         for (id, wanted) in &policy.pools {
-            let kept = before
-                .remove(id)
-                .filter(|pool| pool.policy.source == wanted.source && pool.policy.signals == wanted.signals);
-            let pool = kept.unwrap_or_else(|| Pool { policy: wanted.clone(), source: Source::new(wanted) });
+            let pool = match before.remove(id) {
+                Some(old) if old.policy.source == wanted.source && old.policy.signals == wanted.signals => {
+                    old
+                }
+                old => {
+                    let mut pool = Pool::new(wanted);
+                    pool.left = old.map(|old| old.without(&pool.source)).unwrap_or_default();
+                    pool
+                }
+            };
             self.pools.insert(id.clone(), pool);
         }
     }
@@ -86,7 +95,7 @@ impl Sources {
                     let (fetcher, clock, deadline) =
                         (self.fetcher.clone(), Arc::clone(&self.clock), self.deadline);
                     // Stays in place should the task end without giving the pool back.
-                    let spare = Pool { policy: pool.policy.clone(), source: Source::new(&pool.policy) };
+                    let spare = Pool::new(&pool.policy);
                     servers.spawn(read_server(fetcher, clock, deadline, id.clone(), pool));
                     self.pools.insert(id, spare);
                     continue;
@@ -107,6 +116,7 @@ impl Sources {
             let Ok((id, reading)) = joined else { continue };
             round.entry(id).or_default().replicas.push(reading);
         }
+        self.say_who_left(&mut round);
         while let Some(joined) = servers.join_next().await {
             let Ok((id, pool, read)) = joined else { continue };
             round.insert(id.clone(), read);
@@ -117,6 +127,22 @@ impl Sources {
             pool.replicas.sort_by(|a, b| a.replica.cmp(&b.replica));
         }
         round
+    }
+
+    fn say_who_left(&mut self, round: &mut BTreeMap<PoolId, PoolRound>) {
+        let now = self.clock.now();
+        for (id, pool) in &mut self.pools {
+            let Some(round) = round.get_mut(id).filter(|_| !pool.left.is_empty()) else { continue };
+            let answered = round.replicas.iter().any(|reading| matches!(reading.outcome, Outcome::Up(_)));
+            round.replicas.extend(pool.left.iter().map(|replica| Reading {
+                replica: replica.clone(),
+                at: now,
+                outcome: Outcome::Down("it is not a target any more".to_owned()),
+            }));
+            if answered {
+                pool.left.clear();
+            }
+        }
     }
 
     fn read_target(
@@ -151,6 +177,25 @@ async fn read_server(
         Source::Direct { .. } | Source::Broken(_) => PoolRound::default(),
     };
     (id, pool, read)
+}
+
+// === impl Pool ===
+
+impl Pool {
+    fn new(policy: &PoolPolicy) -> Pool {
+        Pool { policy: policy.clone(), source: Source::new(policy), left: BTreeSet::new() }
+    }
+
+    /// Its targets that are none of `next`'s.
+    fn without(self, next: &Source) -> BTreeSet<ReplicaId> {
+        let Source::Direct { targets: next, .. } = next else { return BTreeSet::new() };
+        let mut left = self.left;
+        if let Source::Direct { targets, .. } = self.source {
+            left.extend(targets.into_iter().map(|target| target.replica));
+        }
+        left.retain(|replica| !next.iter().any(|target| target.replica == *replica));
+        left
+    }
 }
 
 // === impl Source ===
