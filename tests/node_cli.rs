@@ -51,7 +51,13 @@ impl Process {
 
 fn enforce(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-    command.arg("enforce").args(arguments).current_dir(dir).stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+        .arg("enforce")
+        .args(arguments)
+        .args(["--log-format", "text"])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -138,7 +144,7 @@ async fn a_second_sigterm_quits_at_once() {
     process.signal("-TERM");
     until("the port to close", || std::net::TcpStream::connect(&proxy).is_err()).await;
     process.signal("-TERM");
-    assert_eq!(process.code().await, Some(0));
+    assert_eq!(process.code().await, Some(1), "the stream was cut");
     assert!(began.elapsed().as_secs() < 8, "did not wait for the stream");
 }
 
@@ -151,7 +157,8 @@ async fn exit_codes_tell_usage_from_failure() {
         (vec![], 2, "--table"),
         (vec!["--table", "t", "--config", "c", "--listen", "nowhere"], 2, "--listen"),
         (vec!["--table", "t", "--config", "absent.yaml"], 1, "absent.yaml"),
-        ([&good[..], &["--admin", "0.0.0.0:0"]].concat(), 1, "loopback"),
+        ([&good[..], &["--admin", "0.0.0.0:0"]].concat(), 2, "loopback"),
+        ([&good[..], &["--log-level", "info,=,"]].concat(), 1, "--log-level"),
     ] {
         let mut process = Process(enforce(dir.path(), &arguments).spawn().unwrap());
         let mut text = String::new();

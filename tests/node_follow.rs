@@ -153,7 +153,7 @@ async fn answer(request: Request<Incoming>, told: Arc<Told>) -> Result<Response<
         told.reports.lock().unwrap().push(UsageReport::decode(&body).unwrap());
         return Ok(response);
     }
-    assert_eq!(request.uri().to_string(), "/v1/table?wait=30s");
+    assert_eq!(request.uri().to_string(), "/v1/table?wait=10s");
     told.asked.lock().unwrap().push(request.headers().clone());
     let etag = |stamp: Stamp| format!("\"{}.{}.{}\"", stamp.epoch, stamp.version, stamp.tick);
     let known = request.headers().get("if-none-match").map(|value| value.to_str().unwrap().to_owned());
@@ -278,4 +278,42 @@ async fn a_configuration_file_is_read_and_its_mistakes_are_named() {
         let error = Node::start(config, None).await.err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_controllers_url_is_checked_at_start_and_never_holds_a_credential() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("node.yaml");
+    std::fs::write(&path, "node: n\nkeys: keys.jsonl\nupstreams: {}\n").unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    for (url, expected) in [
+        ("http://user:canary@127.0.0.1:7600", "controller_token_file"),
+        ("http://", "must look like"),
+        ("http://127.0.0.1:x", "must look like"),
+    ] {
+        let error = NodeConfig::load(&path, url, any, any).unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains("canary"), "{error}");
+    }
+    NodeConfig::load(&path, "http://127.0.0.1:7600/v1/table", any, any).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_stops_says_what_was_used_in_the_end() {
+    let rig = Rig::start(&table(1, &[])).await;
+    let controller = Controller::start().await;
+    controller.state.table.send_replace(Some(table(1, &[])));
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut config = followed(&controller, dir.path(), &rig.upstream);
+    config.caps.report_ms = 3_600_000;
+    let node = Node::start(config, None).await.unwrap();
+    until("the table", || node.cell().held().is_some()).await;
+    until("the first report", || controller.state.reports.lock().unwrap().len() == 1).await;
+    let mut request = rig.chat("", true);
+    *request.uri_mut() = format!("http://{}/v1/chat/completions", node.proxy).parse().unwrap();
+    assert_eq!(rig.answer(request).await.0, http::StatusCode::OK);
+    timed(node.shutdown()).await;
+    let reports = controller.state.reports.lock().unwrap();
+    assert_eq!(reports.len(), 2);
+    assert_eq!(reports[1].rows[0].admitted.work, INPUT + OUTPUT);
+    assert_eq!(reports[1].pools["p"].in_flight, 0);
 }

@@ -282,10 +282,18 @@ async fn bodies_of_unknown_length_do_not_use_up_the_room() {
 
 #[tokio::test]
 async fn h02_an_upstream_that_hangs_is_given_up() {
-    let rig = Rig::with(&table(1, &[]), |config| config.caps.first_byte_seconds = 1).await;
-    let (status, _, body) = rig.answer(rig.chat("hang", false)).await;
-    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{body}");
-    assert_eq!(rig.settled().await.0, 1);
+    let rig = Rig::with(&table(1, &[]), |config| {
+        (config.caps.first_byte_seconds, config.caps.answer_seconds) = (1, 2);
+    })
+    .await;
+    for (streamed, least) in [(true, 1), (false, 2)] {
+        let began = tokio::time::Instant::now();
+        let (status, _, body) = rig.answer(rig.chat("hang", streamed)).await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{body}");
+        // An answer in one piece begins when all of it is made.
+        assert_eq!(began.elapsed().as_secs(), least);
+    }
+    assert_eq!(rig.settled().await.0, 2);
 }
 
 #[tokio::test]

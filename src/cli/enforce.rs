@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tidegate::enforce::config::NodeConfig;
-use tidegate::enforce::node::{Node, Running};
+use tidegate::enforce::node::{Node, NodeError, Running};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
+use super::log::LogArgs;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,23 +26,31 @@ pub struct Args {
     /// Metrics, health, the table in force; loopback only.
     #[arg(long, env = "TIDEGATE_ADMIN", default_value = "127.0.0.1:7701")]
     admin: SocketAddr,
+
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEGATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // A second subscriber in one process is refused; the first one serves as well.
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
-    let _ = log.with_writer(std::io::stderr).try_init();
+    args.log.init()?;
     let config = NodeConfig::load(&args.config, &args.table, args.listen, args.admin)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut signals = Signals::new()?;
-        let running = Node::start(config, Some(args.config)).await?;
-        signals.serve(running).await;
-        Ok(ExitCode::SUCCESS)
-    })
+    let code = runtime.block_on(serve(config, args.config));
+    // A table being written gets its moment; a disk that hangs does not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    code
+}
+
+async fn serve(config: NodeConfig, source: PathBuf) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::new()?;
+    match Node::start(config, Some(source)).await {
+        Ok(running) => Ok(signals.serve(running).await),
+        Err(error @ NodeError::AdminExposed(_)) => {
+            eprintln!("tidegate: {error}");
+            Ok(ExitCode::from(2))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 struct Signals {
@@ -61,7 +71,7 @@ impl Signals {
     }
 
     /// Until asked to stop, then drains; a second request to stop is obeyed at once.
-    async fn serve(&mut self, running: Running) {
+    async fn serve(&mut self, running: Running) -> ExitCode {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => break,
@@ -72,10 +82,13 @@ impl Signals {
                 }
             }
         }
+        tracing::info!("stopping");
         tokio::select! {
-            () = running.shutdown() => {}
+            () = running.shutdown() => return ExitCode::SUCCESS,
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+        tracing::warn!("stopped without draining");
+        ExitCode::FAILURE
     }
 }

@@ -50,6 +50,24 @@ pub fn unknown_model() -> Response<Body> {
     )
 }
 
+/// In the shape of OpenAI's list of models.
+pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Response<Body> {
+    let model =
+        |name| serde_json::json!({"id": name, "object": "model", "created": 0, "owned_by": "tidegate"});
+    let list = serde_json::json!({"object": "list", "data": names.map(model).collect::<Vec<_>>()});
+    let mut response = Response::new(full(Bytes::from(list.to_string())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The node itself is full.
+pub fn no_memory() -> Response<Body> {
+    let message = "too many request bodies at once; your own limit is not used up";
+    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "capacity_error", "capacity", message);
+    response.headers_mut().insert(RETRY_AFTER, 1.into());
+    response
+}
+
 /// For answers given before the body was read: what follows on the connection is not a request.
 pub fn closing(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

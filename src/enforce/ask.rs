@@ -3,8 +3,10 @@
 //! The body itself is passed on byte for byte; fields that decide are read strictly (a field
 //! twice is an error, since an upstream might read the other one).
 
+use std::fmt;
+
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// Larger bounds on output tokens, images or choices are mistakes.
@@ -24,14 +26,14 @@ pub struct Ask {
     pub options_free: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Body {
     model: Option<Value>,
-    messages: Option<Value>,
-    prompt: Option<Value>,
-    input: Option<Value>,
-    system: Option<Value>,
-    instructions: Option<Value>,
+    messages: Option<Text>,
+    prompt: Option<Text>,
+    input: Option<Text>,
+    system: Option<Text>,
+    instructions: Option<Text>,
     max_tokens: Option<Value>,
     max_completion_tokens: Option<Value>,
     max_output_tokens: Option<Value>,
@@ -42,6 +44,15 @@ struct Body {
     stream_options: bool,
 }
 
+/// Bytes of text a model would read, counted without building anything: a body of numbers or of
+/// names would be many times its size in memory.
+struct Text(u64);
+
+/// The name of a field whose value is not text, such as pictures and sound inside messages.
+struct Media(bool);
+
+struct Count;
+
 // === impl Ask ===
 
 impl Ask {
@@ -49,6 +60,11 @@ impl Ask {
     pub fn opaque(bytes: usize) -> Ask {
         let input_tokens = tokens(bytes as u64);
         Ask { input_tokens, images: 1, ..Ask::default() }
+    }
+
+    /// Of a request that has no body and changes nothing: it counts as a request, and as no work.
+    pub fn reading() -> Ask {
+        Ask { output_max: Some(0), ..Ask::default() }
     }
 
     /// Of a JSON object. Nesting deeper than the parser's 128 levels is an error.
@@ -72,7 +88,7 @@ impl Ask {
         ];
         let output_max = largest(&bounds, OUTPUT_MAX)?.map(|bound| bound.saturating_mul(choices));
         let parts = [&body.messages, &body.prompt, &body.input, &body.system, &body.instructions];
-        let text = parts.into_iter().flatten().map(text_bytes).fold(0, u64::saturating_add);
+        let text = parts.into_iter().flatten().map(|text| text.0).fold(0, u64::saturating_add);
         let streamed = matches!(body.stream, Some(Value::Bool(true)));
         let options_free = !body.stream_options;
         Ok(Ask { model, input_tokens: tokens(text), output_max, images: choices, streamed, options_free })
@@ -105,24 +121,87 @@ fn largest(fields: &[(&str, &Option<Value>)], most: u64) -> Result<Option<u64>, 
     Ok(found)
 }
 
-/// Bytes of text a model would read. Pictures and sound inside messages are not text.
-fn text_bytes(value: &Value) -> u64 {
-    match value {
-        Value::String(text) => text.len() as u64,
-        // Token ids.
-        Value::Number(_) => BYTES_PER_TOKEN,
-        Value::Array(items) => items.iter().map(text_bytes).fold(0, u64::saturating_add),
-        Value::Object(fields) => {
-            let media = ["image_url", "input_audio", "source", "file", "role", "type", "image"];
-            let text = fields.iter().filter(|(name, _)| !media.contains(&name.as_str()));
-            text.map(|(_, value)| text_bytes(value)).fold(0, u64::saturating_add)
-        }
-        Value::Null | Value::Bool(_) => 0,
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+// === impl Text ===
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        deserializer.deserialize_any(Count).map(Text)
     }
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    serde::de::IgnoredAny::deserialize(deserializer).map(|_| true)
+impl<'de> Visitor<'de> for Count {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<u64, E> {
+        Ok(text.len() as u64)
+    }
+
+    /// Token ids.
+    fn visit_u64<E>(self, _: u64) -> Result<u64, E> {
+        Ok(BYTES_PER_TOKEN)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<u64, E> {
+        Ok(BYTES_PER_TOKEN)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<u64, E> {
+        Ok(BYTES_PER_TOKEN)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_unit<E>(self) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<u64, A::Error> {
+        let mut bytes = 0_u64;
+        while let Some(Text(item)) = items.next_element()? {
+            bytes = bytes.saturating_add(item);
+        }
+        Ok(bytes)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<u64, A::Error> {
+        let mut bytes = 0_u64;
+        while let Some(Media(media)) = fields.next_key()? {
+            match media {
+                true => drop(fields.next_value::<IgnoredAny>()?),
+                false => bytes = bytes.saturating_add(fields.next_value::<Text>()?.0),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+// === impl Media ===
+
+impl<'de> Deserialize<'de> for Media {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Media, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Media;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field's name")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Media, E> {
+                let media = ["image_url", "input_audio", "source", "file", "role", "type", "image"];
+                Ok(Media(media.contains(&name)))
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
 }
 
 #[cfg(test)]
@@ -164,6 +243,15 @@ mod tests {
             assert!(Ask::parse(bad.as_bytes()).is_err());
         }
         assert!(Ask::parse(b"{\"model\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn text_is_counted_wherever_it_is_and_media_are_not() {
+        let body = br#"{"messages":[{"role":"user","content":[
+            {"type":"text","text":"12\u00345678"},
+            {"type":"image_url","image_url":{"url":"data:xxxxxxxxxxxxxxxxxxxxxxxx"}},
+            {"te\u0078t":"abcd","flag":true,"none":null}]}],"input":[1,-2,3.5,["xxxx"]]}"#;
+        assert_eq!(Ask::parse(body).unwrap().input_tokens, 2 + 1 + 4);
     }
 
     #[test]

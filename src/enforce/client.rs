@@ -32,7 +32,9 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(20))
+        // Below the 5 s after which common inference servers close an idle connection: a request
+        // sent into that moment would fail.
+        .pool_idle_timeout(Duration::from_secs(4))
         .build(connector.wrap_connector(tcp)))
 }
 

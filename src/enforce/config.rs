@@ -108,7 +108,10 @@ pub struct Caps {
     pub connect_seconds: u64,
     pub header_seconds: u64,
     pub body_seconds: u64,
+    /// Until a stream begins.
     pub first_byte_seconds: u64,
+    /// Until an answer in one piece begins: the whole of it is made before.
+    pub answer_seconds: u64,
     pub idle_seconds: u64,
     /// Pause between looks at followed files.
     pub poll_ms: u64,
@@ -175,6 +178,8 @@ impl NodeConfig {
             upstream.credential = secret(&upstream.credential_file).transpose()?;
         }
         let table = TableSource::parse(table);
+        let urls = [table.url(), file.controller.as_deref()];
+        urls.into_iter().flatten().try_for_each(check_url).map_err(invalid)?;
         let origin = match &table {
             TableSource::Http(url) => Some(url.clone()),
             TableSource::File(_) => None,
@@ -227,6 +232,13 @@ impl TableSource {
         let base = text.trim_end_matches('/');
         TableSource::Http(base.strip_suffix("/v1/table").unwrap_or(base).to_owned())
     }
+
+    fn url(&self) -> Option<&str> {
+        match self {
+            TableSource::Http(url) => Some(url),
+            TableSource::File(_) => None,
+        }
+    }
 }
 
 // === impl Caps ===
@@ -242,6 +254,7 @@ impl Default for Caps {
             header_seconds: 10,
             body_seconds: 30,
             first_byte_seconds: 120,
+            answer_seconds: 600,
             idle_seconds: 60,
             poll_ms: 200,
             report_ms: 1_000,
@@ -299,6 +312,21 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         return Err(ConfigError::Invalid { path: path.to_owned(), reason });
     }
     fs::read_to_string(path).map_err(unreadable)
+}
+
+/// A controller's URL is printed in logs, so it must not hold a credential.
+fn check_url(url: &str) -> Result<(), String> {
+    if url.contains('@') {
+        return Err("the controller's URL holds a credential; use `controller_token_file`".to_owned());
+    }
+    let parsed = url.parse::<http::Uri>().ok().filter(|url| {
+        let ends_in_port = url.port().is_some() || url.authority().is_some_and(|at| at.as_str() == at.host());
+        ends_in_port && url.query().is_none()
+    });
+    match parsed.as_ref().and_then(http::Uri::scheme_str) {
+        Some("http" | "https") => Ok(()),
+        _ => Err(format!("the controller's URL {url} must look like http://host:port")),
+    }
 }
 
 fn hostname() -> Option<String> {

@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as HttpBody, Incoming};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::{self, Ask};
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::follow_http::chain;
+use crate::enforce::headers::{prepare, remove_prefixed, strip};
+use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
@@ -31,12 +33,14 @@ pub struct Gate {
     pub keyring: ArcSwap<Keyring>,
     pub client: HttpClient,
     pub caps: Caps,
-    /// Room for the bodies of all requests together, in [`BODY_GRAIN`]s.
+    /// Room for the bodies of all requests together, see [`intake`].
     pub bodies: Semaphore,
 }
 
-/// Bodies are accounted for in steps of this many bytes.
-const BODY_GRAIN: usize = 4 << 10;
+/// Where OpenAI's clients ask which models there are.
+const MODELS: &str = "/v1/models";
+/// Most models listed.
+const MODELS_MAX: usize = 1_000;
 
 /// An upstream's response, and what has to outlive its headers.
 struct Sent {
@@ -44,28 +48,9 @@ struct Sent {
     outstanding: Outstanding,
 }
 
-/// Meant for one connection, never passed on.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
 // === impl Gate ===
 
 impl Gate {
-    /// Room for all bodies together; at least one of the largest kind fits.
-    pub fn body_room(caps: &Caps) -> Semaphore {
-        let grains = caps.bodies_bytes.max(caps.body_bytes).div_ceil(BODY_GRAIN);
-        Semaphore::new(grains.min(Semaphore::MAX_PERMITS))
-    }
-
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let unread = !request.body().is_end_stream();
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
@@ -75,26 +60,27 @@ impl Gate {
         let Some(holder) = self.keyring.load().identify(request.headers()).cloned() else {
             self.shared.count.unauthorized();
             let response = answer::unauthorized();
-            return if unread { closing(response) } else { response };
+            let through = !unread || intake::discard(request.into_body()).await;
+            return if through { response } else { closing(response) };
         };
+        // An asterisk or nothing would end up in the authority of the upstream's URL.
+        if !request.uri().path().starts_with('/') {
+            self.shared.count.bad_requests();
+            return closing(answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash"));
+        }
         let (parts, body) = request.into_parts();
-        let Some(mut room) = self.room_for(&body).await else {
-            return closing(answer::invalid(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many request bodies at once; try again",
-            ));
-        };
-        let body = match self.read(body).await {
-            Ok(body) => body,
-            Err(response) => {
-                self.shared.count.bad_requests();
-                return closing(response);
+        // The room is held for as long as the body is.
+        let (body, _room) = match intake::read(body, &self.bodies, &self.caps).await {
+            Ok(read) => read,
+            Err(refused) => {
+                match refused {
+                    Refused::NoRoom => self.shared.count.bodies_refused(),
+                    _ => self.shared.count.bad_requests(),
+                }
+                return closing(refused.answer(&self.caps));
             }
         };
-        // What a body of unknown length did not need is free again.
-        let spare = room.num_permits().saturating_sub(body.len().div_ceil(BODY_GRAIN));
-        drop(room.split(spare));
-        let ask = match understand(&parts.headers, &body) {
+        let ask = match understand(&parts, &body) {
             Ok(ask) => ask,
             Err(message) => {
                 self.shared.count.bad_requests();
@@ -104,36 +90,12 @@ impl Gate {
         self.decide(Request::from_parts(parts, body), &ask, &holder).await
     }
 
-    /// Held while the body is in memory; a body of unknown length may be as large as any.
-    async fn room_for(&self, body: &Incoming) -> Option<SemaphorePermit<'_>> {
-        let most = self.caps.body_bytes;
-        let bytes = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(most);
-        let grains = u32::try_from(bytes.min(most).div_ceil(BODY_GRAIN)).unwrap_or(u32::MAX);
-        let deadline = Duration::from_secs(self.caps.body_seconds);
-        tokio::time::timeout(deadline, self.bodies.acquire_many(grains)).await.ok()?.ok()
-    }
-
-    /// The whole body: its model decides before anything is sent on.
-    async fn read(&self, body: Incoming) -> Result<Bytes, Response<Body>> {
-        let whole = Limited::new(body, self.caps.body_bytes).collect();
-        let deadline = Duration::from_secs(self.caps.body_seconds);
-        match tokio::time::timeout(deadline, whole).await {
-            Ok(Ok(whole)) => Ok(whole.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(answer::invalid(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("the body is larger than {} bytes", self.caps.body_bytes),
-            )),
-            Ok(Err(_)) => Err(answer::invalid(StatusCode::BAD_REQUEST, "the body broke off")),
-            Err(_) => Err(answer::invalid(
-                StatusCode::REQUEST_TIMEOUT,
-                &format!("the body took longer than {} s", self.caps.body_seconds),
-            )),
-        }
-    }
-
     async fn decide(&self, request: Request<Bytes>, ask: &Ask, holder: &Holder) -> Response<Body> {
         let routing = self.routing.load_full();
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
+        if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
+            return self.models(&routing, holder);
+        }
         let found = ask.model.as_deref().or(routed);
         let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
             self.shared.count.unknown_models();
@@ -150,7 +112,13 @@ impl Gate {
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
-            (verdict, limiter.quotas(now, wanted.model, wanted.tier, wanted.key))
+            let refused = match &verdict {
+                Verdict::Refused(Refusal {
+                    reason: RefusalReason::Limit { scope, dimension, .. }, ..
+                }) => Some((*scope, *dimension)),
+                _ => None,
+            };
+            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
         });
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
@@ -160,6 +128,15 @@ impl Gate {
         let mut response = self.forward(request, ask, upstream, guard).await;
         answer::quota_headers(response.headers_mut(), &quotas);
         response
+    }
+
+    /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
+    fn models(&self, routing: &Routing, holder: &Holder) -> Response<Body> {
+        let held = self.shared.cell.held();
+        let rows = held.iter().flat_map(|held| &held.table.rows);
+        let mine =
+            rows.filter(|row| row.tier == holder.tier && routing.upstream(row.model.as_str()).is_some());
+        answer::models(mine.take(MODELS_MAX).map(|row| row.model.as_str()))
     }
 
     fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {
@@ -180,7 +157,12 @@ impl Gate {
     ) -> Response<Body> {
         let asked_usage = ask_for_usage(&mut request, ask, upstream);
         prepare(request.headers_mut(), upstream);
-        let Sent { response, outstanding } = match self.send(&request, upstream, &mut guard).await {
+        let patience = match ask.streamed {
+            true => Duration::from_secs(self.caps.first_byte_seconds),
+            false => Duration::from_secs(self.caps.answer_seconds),
+        };
+        let sent = self.send(&request, upstream, &mut guard, patience).await;
+        let Sent { response, outstanding } = match sent {
             Ok(sent) => sent,
             Err(response) => return response,
         };
@@ -195,7 +177,8 @@ impl Gate {
         strip(&mut parts.headers);
         remove_prefixed(&mut parts.headers, "x-ratelimit-");
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let meter = Meter::new(content_type, asked_usage);
+        let encoded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
+        let meter = Meter::new(content_type, encoded, asked_usage);
         if asked_usage && meter.is_events() {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
@@ -211,9 +194,9 @@ impl Gate {
         request: &Request<Bytes>,
         upstream: &Upstream,
         guard: &mut Guard,
+        patience: Duration,
     ) -> Result<Sent, Response<Body>> {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let first_byte = Duration::from_secs(self.caps.first_byte_seconds);
         for replica in upstream.candidates(self.shared.cell.now()) {
             let Ok(url) = replica.url(path) else {
                 return Err(answer::invalid(StatusCode::BAD_REQUEST, "the path is not valid"));
@@ -224,7 +207,7 @@ impl Gate {
             *outgoing.uri_mut() = url;
             *outgoing.headers_mut() = request.headers().clone();
             guard.on_drop(Settlement::Broken { output_seen: 0 });
-            match tokio::time::timeout(first_byte, self.client.request(outgoing)).await {
+            match tokio::time::timeout(patience, self.client.request(outgoing)).await {
                 Ok(Ok(response)) => return Ok(Sent { response, outstanding }),
                 Ok(Err(error)) if error.is_connect() => {
                     guard.on_drop(Settlement::NotSent);
@@ -261,8 +244,11 @@ fn bad_gateway(message: &str) -> Response<Body> {
 }
 
 /// Only JSON is looked into; other bodies get their model from the route.
-fn understand(headers: &HeaderMap, body: &Bytes) -> Result<Ask, String> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+fn understand(parts: &http::request::Parts, body: &Bytes) -> Result<Ask, String> {
+    if parts.method.is_safe() && body.is_empty() {
+        return Ok(Ask::reading());
+    }
+    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let json = content_type.is_none_or(|kind| kind.to_ascii_lowercase().contains("json"));
     if json && !body.is_empty() { Ask::parse(body) } else { Ok(Ask::opaque(body.len())) }
 }
@@ -280,44 +266,4 @@ fn ask_for_usage(request: &mut Request<Bytes>, ask: &Ask, upstream: &Upstream) -
     };
     *request.body_mut() = changed;
     true
-}
-
-/// What an upstream may see of the client's headers.
-fn prepare(headers: &mut HeaderMap, upstream: &Upstream) {
-    strip(headers);
-    if !upstream.forward_authorization {
-        headers.remove(header::AUTHORIZATION);
-        headers.remove("x-api-key");
-    }
-    let framing = [header::HOST, header::CONTENT_LENGTH, header::EXPECT, header::ACCEPT_ENCODING];
-    for name in framing.iter().map(HeaderName::as_str).chain(["x-tier", "x-forwarded-for", "forwarded"]) {
-        headers.remove(name);
-    }
-    remove_prefixed(headers, "x-ratelimit-");
-    remove_prefixed(headers, "x-envoy-");
-    if let Some(credential) = &upstream.credential {
-        headers.insert(header::AUTHORIZATION, credential.clone());
-    }
-}
-
-/// Removes what belongs to one connection, named by the standard or by the message itself.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-}
-
-fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
-    for name in names {
-        headers.remove(name);
-    }
 }

@@ -19,6 +19,8 @@ pub struct Meter {
     usage: Usage,
     /// Content events seen.
     events: u64,
+    /// The stream said that it is over, whatever its connection does.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ struct Event {
     usage: Option<Reported>,
     /// Where Anthropic's first event has it.
     message: Option<Message>,
+    /// Where the last event of OpenAI's responses has it.
+    response: Option<Message>,
     choices: Option<Vec<serde::de::IgnoredAny>>,
 }
 
@@ -60,14 +64,15 @@ struct Message {
     usage: Option<Reported>,
 }
 
+/// Both vocabularies; some servers write both at once, which an alias would take for a mistake.
 #[derive(Deserialize)]
 struct Reported {
-    #[serde(alias = "input_tokens")]
     prompt_tokens: Option<u64>,
-    #[serde(alias = "output_tokens")]
     completion_tokens: Option<u64>,
-    #[serde(alias = "input_tokens_details")]
     prompt_tokens_details: Option<Details>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    input_tokens_details: Option<Details>,
 }
 
 #[derive(Deserialize)]
@@ -78,9 +83,10 @@ struct Details {
 // === impl Meter ===
 
 impl Meter {
-    /// For a response of this content type.
-    pub fn new(content_type: Option<&str>, hide_usage: bool) -> Meter {
-        let kind = content_type.map(|value| value.split(';').next().unwrap_or(value).trim());
+    /// For a response of this content type. What is encoded cannot be read, nor counted.
+    pub fn new(content_type: Option<&str>, encoded: bool, hide_usage: bool) -> Meter {
+        let kind =
+            content_type.filter(|_| !encoded).map(|value| value.split(';').next().unwrap_or(value).trim());
         let kind = match kind {
             Some(kind) if kind.eq_ignore_ascii_case("text/event-stream") => {
                 Kind::Events { line: Vec::new(), skipping: false, hide: hide_usage, swallow: false }
@@ -90,12 +96,12 @@ impl Meter {
             }
             _ => Kind::Opaque,
         };
-        Meter { kind, usage: Usage::default(), events: 0 }
+        Meter { kind, usage: Usage::default(), events: 0, over: false }
     }
 
     /// Looks at a piece of the body; what comes back goes to the client.
     pub fn feed(&mut self, piece: Bytes) -> Bytes {
-        let Meter { kind, usage, events } = self;
+        let Meter { kind, usage, events, over } = self;
         match kind {
             Kind::Opaque => piece,
             Kind::Json { body, whole } => {
@@ -126,6 +132,7 @@ impl Meter {
                     let empty = matches!(line.as_slice(), b"\n" | b"\r\n");
                     let seen = look(line, usage);
                     *events += u64::from(seen == Seen::Content);
+                    *over |= matches!(seen, Seen::UsageOnly | Seen::Done);
                     let hidden = *hide && (seen == Seen::UsageOnly || (empty && *swallow));
                     *swallow = *hide && seen == Seen::UsageOnly;
                     if !hidden {
@@ -168,6 +175,12 @@ impl Meter {
         self.events.max(self.usage.output.unwrap_or(0))
     }
 
+    /// Whether a stream's terminal event has passed: what is known then is final, also when the
+    /// client does not wait for the connection's end.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
     pub fn is_events(&self) -> bool {
         matches!(self.kind, Kind::Events { .. })
     }
@@ -179,6 +192,7 @@ enum Seen {
     Content,
     /// OpenAI's last event: usage, and no choices.
     UsageOnly,
+    Done,
 }
 
 fn look(line: &[u8], usage: &mut Usage) -> Seen {
@@ -186,8 +200,11 @@ fn look(line: &[u8], usage: &mut Usage) -> Seen {
         return Seen::Nothing;
     };
     let data = data.trim_ascii();
-    if data.is_empty() || data == b"[DONE]" {
+    if data.is_empty() {
         return Seen::Nothing;
+    }
+    if data == b"[DONE]" {
+        return Seen::Done;
     }
     if !contains(data, b"\"usage\"") {
         return Seen::Content;
@@ -196,7 +213,7 @@ fn look(line: &[u8], usage: &mut Usage) -> Seen {
         return Seen::Content;
     };
     let no_choices = event.choices.as_ref().is_some_and(Vec::is_empty);
-    let reported = event.usage.is_some() || event.message.is_some();
+    let reported = event.usage.is_some() || event.message.is_some() || event.response.is_some();
     let only = event.usage.is_some() && no_choices;
     let content = event.choices.as_ref().is_some_and(|choices| !choices.is_empty());
     usage.merge(event);
@@ -216,14 +233,14 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 impl Usage {
     /// Later reports replace earlier ones, field by field.
     fn merge(&mut self, event: Event) {
-        let nested = event.message.and_then(|message| message.usage);
+        let nested = event.message.or(event.response).and_then(|message| message.usage);
         for reported in [nested, event.usage].into_iter().flatten() {
-            let cached =
-                reported.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
-            if let Some(input) = reported.prompt_tokens {
+            let details = reported.prompt_tokens_details.or(reported.input_tokens_details);
+            let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
+            if let Some(input) = reported.prompt_tokens.or(reported.input_tokens) {
                 self.input = Some(input.saturating_sub(cached).min(TOKENS_MAX));
             }
-            if let Some(output) = reported.completion_tokens {
+            if let Some(output) = reported.completion_tokens.or(reported.output_tokens) {
                 self.output = Some(output.min(TOKENS_MAX));
             }
         }
@@ -244,7 +261,7 @@ mod tests {
     );
 
     fn run(hide: bool, size: usize) -> (String, Meter) {
-        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), hide);
+        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), false, hide);
         let mut out = Vec::new();
         for piece in STREAM.as_bytes().chunks(size) {
             out.extend_from_slice(&meter.feed(Bytes::copy_from_slice(piece)));
@@ -277,7 +294,7 @@ mod tests {
 
     #[test]
     fn anthropic_usage_comes_in_two_events() {
-        let mut meter = Meter::new(Some("text/event-stream"), false);
+        let mut meter = Meter::new(Some("text/event-stream"), false, false);
         for event in [
             "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":7,\"output_tokens\":1}}}\n\n",
             "data: {\"delta\":{\"text\":\"x\"}}\n\n",
@@ -289,13 +306,45 @@ mod tests {
     }
 
     #[test]
+    fn usage_of_the_responses_api_and_of_servers_that_write_both_vocabularies() {
+        let mut meter = Meter::new(Some("text/event-stream"), false, false);
+        for event in [
+            "data: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\n\n",
+            "data: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n",
+            "data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":30,\
+             \"input_tokens_details\":{\"cached_tokens\":2}}}}\n\n",
+        ] {
+            meter.feed(Bytes::from(event));
+        }
+        assert_eq!(meter.usage(), Usage { input: Some(7), output: Some(30) });
+        assert_eq!(meter.events, 1);
+        let mut both = Meter::new(Some("application/json"), false, false);
+        both.feed(Bytes::from_static(
+            b"{\"usage\":{\"prompt_tokens\":3,\"input_tokens\":3,\"completion_tokens\":4,\"output_tokens\":4}}",
+        ));
+        both.finish();
+        assert_eq!(both.usage(), Usage { input: Some(3), output: Some(4) });
+    }
+
+    #[test]
+    fn a_stream_is_over_at_its_last_event_and_not_before() {
+        let (_, meter) = run(false, 1_000);
+        assert!(meter.is_over());
+        let mut meter = Meter::new(Some("text/event-stream"), false, false);
+        meter.feed(Bytes::from_static(b"data: {\"choices\":[{}]}\n\ndata: [DON"));
+        assert!(!meter.is_over());
+        meter.feed(Bytes::from_static(b"E]\r\n"));
+        assert!(meter.is_over());
+    }
+
+    #[test]
     fn json_bodies_absurd_numbers_and_endless_lines() {
-        let mut meter = Meter::new(Some("application/json"), false);
+        let mut meter = Meter::new(Some("application/json"), false, false);
         meter.feed(Bytes::from_static(b"{\"choices\":[{}],\"usage\":{\"prompt_tokens\":3,"));
         meter.feed(Bytes::from_static(b"\"completion_tokens\":18446744073709551615}}"));
         meter.finish();
         assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(TOKENS_MAX) });
-        let mut endless = Meter::new(Some("text/event-stream"), true);
+        let mut endless = Meter::new(Some("text/event-stream"), false, true);
         let mut passed = 0;
         for _ in 0..100 {
             passed += endless.feed(Bytes::from(vec![b'x'; 10_000])).len();

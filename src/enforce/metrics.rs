@@ -28,6 +28,7 @@ macro_rules! counts {
 counts! {
     unauthorized: "Requests without one valid key.",
     bad_requests: "Requests answered 400, 408 or 413.",
+    bodies_refused: "Requests answered 503 because all bodies together were too much.",
     unknown_models: "Requests for a model that has no row or no upstream.",
     connect_errors: "Replicas that could not be connected to.",
     tables_applied: "Tables whose entries were put in force.",

@@ -23,9 +23,15 @@ mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+mod files;
+#[cfg(feature = "daemon")]
 mod follow_http;
 #[cfg(feature = "daemon")]
 mod gateway;
+#[cfg(feature = "daemon")]
+mod headers;
+#[cfg(feature = "daemon")]
+mod intake;
 #[cfg(feature = "daemon")]
 mod keyring;
 #[cfg(feature = "daemon")]

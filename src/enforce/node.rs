@@ -17,14 +17,16 @@ use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::{client, entropy};
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
-use crate::enforce::follow::{FollowError, Follower, Store};
+use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
+use crate::enforce::follow::Store;
 use crate::enforce::gateway::Gate;
-use crate::enforce::keyring::{KEYS_BYTES_MAX, Keyring, KeyringError};
+use crate::enforce::keyring::Keyring;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
+use crate::enforce::report::Reporter;
 use crate::enforce::serve::{Bounds, DRAIN, serve};
 use crate::enforce::upstream::Routing;
-use crate::enforce::{follow_http, report};
+use crate::enforce::{follow_http, intake};
 use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Offer, TableError, UsageReport};
 
@@ -53,6 +55,7 @@ pub struct Running {
     pub admin: SocketAddr,
     gate: Arc<Gate>,
     reload: Reload,
+    reporter: Option<Reporter>,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     followers: JoinSet<()>,
@@ -86,16 +89,6 @@ pub enum NodeError {
     Tls(String),
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    #[error(transparent)]
-    Read(#[from] FollowError),
-    #[error("keys: not UTF-8")]
-    Utf8,
-    #[error("keys {path}: {error}")]
-    Parse { path: PathBuf, error: KeyringError },
-}
-
 // === impl Node ===
 
 impl Node {
@@ -118,7 +111,7 @@ impl Node {
             keyring: ArcSwap::from_pointee(keyring),
             client: http.clone(),
             caps: config.caps,
-            bodies: Gate::body_room(&config.caps),
+            bodies: intake::room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
         let header = Duration::from_secs(config.caps.header_seconds.max(1));
@@ -146,7 +139,7 @@ impl Node {
         let token = config.controller_token.clone();
         match config.table {
             TableSource::File(path) => {
-                followers.spawn(follow_file(Arc::clone(&shared), path, config.caps.poll()));
+                followers.spawn(follow_table(Arc::clone(&shared), path, config.caps.poll()));
             }
             TableSource::Http(base) => {
                 followers.spawn(follow_http::follow(Arc::clone(&shared), http.clone(), base, token.clone()));
@@ -155,12 +148,13 @@ impl Node {
         if let KeySource::File(path) = config.keys {
             followers.spawn(follow_keys(Arc::clone(&gate), path, config.caps.poll()));
         }
-        if let Some(base) = config.controller {
-            let every = Duration::from_millis(config.caps.report_ms);
-            followers.spawn(report::report(Arc::clone(&shared), http, base, token, every));
+        let reporter =
+            config.controller.map(|base| Reporter { shared: Arc::clone(&shared), client: http, base, token });
+        if let Some(reporter) = reporter.clone() {
+            followers.spawn(reporter.run(Duration::from_millis(config.caps.report_ms)));
         }
         tracing::info!(node = %shared.node, proxy = %proxy_at, admin = %admin_at, "node serves");
-        Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, stop, servers, followers })
+        Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, reporter, stop, servers, followers })
     }
 }
 
@@ -180,12 +174,16 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
-    /// Takes no new connection and lets requests end, for ten seconds at most.
+    /// Takes no new connection, lets requests end, for at most [`DRAIN`], and says to the controller
+    /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         let all = async { while self.servers.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(DRAIN + Duration::from_secs(1), all).await;
         self.followers.abort_all();
+        if let Some(reporter) = &self.reporter {
+            reporter.last().await;
+        }
     }
 }
 
@@ -292,87 +290,6 @@ impl Reload {
         });
         read.await.unwrap_or_else(|error| Err(error.to_string()))
     }
-}
-
-/// Follows the table file until dropped.
-async fn follow_file(shared: Arc<Shared>, path: PathBuf, every: Duration) {
-    let mut follower = Follower::new(path);
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let polled = spawn_blocking(move || {
-            let table = follower.poll();
-            (follower, table)
-        });
-        let Ok((returned, table)) = polled.await else { return };
-        follower = returned;
-        let problem = match table {
-            None => continue,
-            Some(Ok(table)) => shared.offer(table).await.err().map(|error| error.to_string()),
-            Some(Err(error)) => Some(error.to_string()),
-        };
-        if let Some(reason) = problem {
-            shared.count.table_errors();
-            tracing::warn!(%reason, "table refused; the one in force stays");
-        }
-    }
-}
-
-/// Follows the keys file until dropped. A change counts once two reads are equal, so that a file
-/// in the middle of being written is not taken.
-async fn follow_keys(gate: Arc<Gate>, path: PathBuf, every: Duration) {
-    let mut follower = Follower::bounded(path.clone(), KEYS_BYTES_MAX);
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut former: Option<Vec<u8>> = None;
-    loop {
-        ticks.tick().await;
-        let polled = spawn_blocking(move || {
-            let bytes = follower.changed();
-            (follower, bytes)
-        });
-        let Ok((returned, bytes)) = polled.await else { return };
-        follower = returned;
-        let outcome = match bytes {
-            None => continue,
-            Some(Err(error)) => Err(error.to_string()),
-            Some(Ok(bytes)) if former.as_ref() != Some(&bytes) => {
-                former = Some(bytes);
-                follower.forget();
-                continue;
-            }
-            Some(Ok(bytes)) => parse_keys(&path, bytes).map_err(|error| error.to_string()),
-        };
-        match outcome {
-            Ok(keyring) => {
-                gate.shared.count.reloads();
-                gate.keyring.store(Arc::new(keyring));
-            }
-            Err(reason) => {
-                gate.shared.count.reload_errors();
-                tracing::error!(%reason, "keys file refused; the last good one stays in force");
-            }
-        }
-    }
-}
-
-fn read_keys(source: &KeySource) -> Result<Keyring, KeysError> {
-    match source {
-        KeySource::File(path) => {
-            let mut follower = Follower::bounded(path.clone(), KEYS_BYTES_MAX);
-            let bytes = follower.changed().transpose()?.unwrap_or_default();
-            parse_keys(path, bytes)
-        }
-        KeySource::Inline(text) => {
-            Keyring::parse(text).map_err(|error| KeysError::Parse { path: PathBuf::from("(inline)"), error })
-        }
-    }
-}
-
-fn parse_keys(path: &std::path::Path, bytes: Vec<u8>) -> Result<Keyring, KeysError> {
-    let text = String::from_utf8(bytes).map_err(|_| KeysError::Utf8)?;
-    Keyring::parse(&text).map_err(|error| KeysError::Parse { path: path.to_owned(), error })
 }
 
 async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {

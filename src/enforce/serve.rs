@@ -47,6 +47,8 @@ where
             accepted = accept(&listener, &room) => accepted,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
         };
+        // Under a flood of connections there is always one more to accept.
+        while tasks.try_join_next().is_some() {}
         let Some((socket, permit)) = accepted else { continue };
         let handle = handle.clone();
         let service = service_fn(move |request| {

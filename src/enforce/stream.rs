@@ -184,7 +184,12 @@ impl HttpBody for Metered {
             this.idle.as_mut().reset(tokio::time::Instant::now() + this.idle_for);
             this.guard.first_token();
             let mut out = this.meter.feed(piece);
-            this.guard.on_drop(Settlement::Broken { output_seen: this.meter.output_seen() });
+            // Many clients leave at the last event, without waiting for the connection's end.
+            let left = match this.meter.is_over() && !this.settled {
+                true => this.outcome(),
+                false => Settlement::Broken { output_seen: this.meter.output_seen() },
+            };
+            this.guard.on_drop(left);
             // The server may never ask again once a body's announced length is through.
             if this.inner.is_end_stream() {
                 let rest = this.end();

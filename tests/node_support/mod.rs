@@ -99,6 +99,7 @@ pub fn key_line(key: &str, account: Option<&str>) -> String {
 
 /// What the upstream does is written in the request's `user` field:
 /// `slow` (a chunk every 20 ms, endless), `die` (three chunks, then the connection breaks),
+/// `open` (complete, but the connection's end never comes), `gzip` (a stream nobody can read),
 /// `hang` (no answer), `500`, `400`, `nousage`; anything else is served well.
 pub struct Upstream {
     pub address: SocketAddr,
@@ -187,6 +188,7 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
     let mut lines: Vec<Bytes> = events.iter().map(|event| format!("data: {event}\n\n").into()).collect();
     lines.push(Bytes::from_static(b"data: [DONE]\n\n"));
     let first = lines[0].clone();
+    let encoded = behave == "gzip";
     let frames = stream::unfold(0_usize, move |at| {
         let (line, behave, first) = (lines.get(at).cloned(), behave.clone(), first.clone());
         async move {
@@ -200,6 +202,9 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     Err(std::io::Error::other("dies"))
                 }
+                "open" if line.is_none() => std::future::pending().await,
+                "gzip" if at < 3 => Ok(Bytes::from_static(b"\x1f\x8b\x08 not a line of a stream")),
+                "gzip" => return None,
                 _ => Ok(line?),
             };
             Some((item.map(Frame::data), at + 1))
@@ -207,6 +212,9 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
     });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert("content-type", "text/event-stream; charset=utf-8".parse().unwrap());
+    if encoded {
+        response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    }
     Ok(response)
 }
 

@@ -166,6 +166,18 @@ impl Limiter {
 
     /// How a key stands in each rate dimension its row limits. Where both bind, the tighter one.
     pub fn quotas(&self, now: Instant, model: &str, tier: &str, key: KeyId) -> [Option<Quota>; 3] {
+        self.quotas_after(now, model, tier, key, None)
+    }
+
+    /// As [`Limiter::quotas`], but the limit that just refused a request is shown whatever else binds.
+    pub fn quotas_after(
+        &self,
+        now: Instant,
+        model: &str,
+        tier: &str,
+        key: KeyId,
+        refused: Option<(Scope, Dimension)>,
+    ) -> [Option<Quota>; 3] {
         let Some(held) = self.held.as_ref() else {
             return [None; 3];
         };
@@ -192,6 +204,8 @@ impl Limiter {
             let tier = one(Scope::Tier, row.buckets.get(at));
             let key = one(Scope::Key, keyed.buckets.get(at));
             match (tier, key) {
+                (Some(tier), _) if refused == Some((Scope::Tier, dimension)) => Some(tier),
+                (_, Some(key)) if refused == Some((Scope::Key, dimension)) => Some(key),
                 (Some(tier), Some(key)) if tier.limit < key.limit => Some(tier),
                 (tier, key) => key.or(tier),
             }
