@@ -1,7 +1,7 @@
 //! What a request body asks for, as far as limits care: model, estimated input, bound on output.
 //!
 //! The body itself is passed on byte for byte; fields that decide are read strictly (a field
-//! twice is an error, since an upstream might read the other one).
+//! twice, or in other capitals, is an error, since an upstream might read the other one).
 
 use std::fmt;
 
@@ -53,6 +53,23 @@ struct Media(bool);
 
 struct Count;
 
+/// Fields that decide. Some upstreams take them in any capitals, the last one winning.
+const DECIDING: [&str; 8] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "best_of",
+];
+
+/// An object none of whose fields is one of [`DECIDING`] in disguise.
+struct Plain;
+
+struct PlainName;
+
 // === impl Ask ===
 
 impl Ask {
@@ -73,6 +90,8 @@ impl Ask {
     /// What is wrong with which field, for the client.
     pub fn parse(bytes: &[u8]) -> Result<Ask, String> {
         let body: Body = serde_json::from_slice(bytes)
+            .map_err(|error| format!("the body is not acceptable JSON: {error}"))?;
+        let Plain = serde_json::from_slice(bytes)
             .map_err(|error| format!("the body is not acceptable JSON: {error}"))?;
         let model = match body.model {
             None | Some(Value::Null) => None,
@@ -204,6 +223,54 @@ impl<'de> Deserialize<'de> for Media {
     }
 }
 
+// === impl Plain ===
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Plain;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Plain, A::Error> {
+                while fields.next_entry::<PlainName, IgnoredAny>()?.is_some() {}
+                Ok(Plain)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+impl<'de> Deserialize<'de> for PlainName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PlainName, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = PlainName;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field's name")
+            }
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<PlainName, E> {
+                let disguised = |known: &&&str| **known != name && folded(name).eq(known.chars());
+                match DECIDING.iter().find(disguised) {
+                    Some(known) => Err(E::custom(format!("`{known}` must be written in small letters"))),
+                    None => Ok(PlainName),
+                }
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
+/// As case-insensitive readers fold names: the long s and the kelvin sign are letters to them.
+fn folded(name: &str) -> impl Iterator<Item = char> {
+    name.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +310,16 @@ mod tests {
             assert!(Ask::parse(bad.as_bytes()).is_err());
         }
         assert!(Ask::parse(b"{\"model\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn i05_a_field_in_other_capitals_is_refused() {
+        for name in ["Model", "MODEL", "mod\\u0045l", "Max_tokens", "max_to\u{212a}ens", "\u{17f}tream", "N"]
+        {
+            let error = Ask::parse(format!("{{\"model\":\"m\",\"{name}\":1}}").as_bytes()).unwrap_err();
+            assert!(error.contains("small letters"), "{name}: {error}");
+        }
+        Ask::parse(br#"{"model":"m","models":1,"metadata":{"Model":"x"},"Top_p":1}"#).unwrap();
     }
 
     #[test]
