@@ -54,6 +54,17 @@ async fn plain_and_streamed_requests_settle_on_the_reported_usage() {
 }
 
 #[tokio::test]
+async fn a_json_body_is_read_whatever_a_client_calls_it() {
+    let rig = Rig::start(&table(1, &[(TPM, key_limit(10_000))])).await;
+    let mut request = rig.chat("", false);
+    let form = "application/x-www-form-urlencoded".parse().unwrap();
+    request.headers_mut().insert(http::header::CONTENT_TYPE, form);
+    let (status, _, body) = rig.answer(request).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!(rig.settled().await, (1, INPUT + OUTPUT));
+}
+
+#[tokio::test]
 async fn s5_every_way_of_not_being_known_is_the_same_answer() {
     let rig = Rig::start(&table(1, &[])).await;
     let mut answers = Vec::new();

@@ -243,14 +243,19 @@ fn bad_gateway(message: &str) -> Response<Body> {
     answer::error(StatusCode::BAD_GATEWAY, "upstream_error", "upstream_unavailable", message)
 }
 
-/// Only JSON is looked into; other bodies get their model from the route.
+/// Only JSON is looked into; other bodies get their model from the route. What looks like an
+/// object is tried whatever it is called: `curl -d` calls everything a form.
 fn understand(parts: &http::request::Parts, body: &Bytes) -> Result<Ask, String> {
     if parts.method.is_safe() && body.is_empty() {
         return Ok(Ask::reading());
     }
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let json = content_type.is_none_or(|kind| kind.to_ascii_lowercase().contains("json"));
-    if json && !body.is_empty() { Ask::parse(body) } else { Ok(Ask::opaque(body.len())) }
+    if json && !body.is_empty() {
+        return Ask::parse(body);
+    }
+    let object = body.trim_ascii_start().starts_with(b"{");
+    Ok(object.then(|| Ask::parse(body).ok()).flatten().unwrap_or_else(|| Ask::opaque(body.len())))
 }
 
 /// Adds the option that makes OpenAI-compatible streams report usage, where it is known to be
