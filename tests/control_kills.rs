@@ -78,6 +78,7 @@ impl Node {
             .args(["enforce", "--config", "node.yaml", "--table", &format!("http://{controller}")])
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .current_dir(dir)
+            .env("TIDEGATE_LOG_FORMAT", "text")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
