@@ -143,6 +143,14 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
     let reports = stand.board.inbox.drain();
     assert_eq!((reports.len(), reports[0].node.as_str(), reports[0].instance), (1, "n1", 7));
 
+    // Another process under that name, then the first one again.
+    let other = String::from_utf8_lossy(report).replace("\"instance\":7", "\"instance\":8");
+    assert_eq!(call(addr, "POST /v1/usage", &auth, other.as_bytes()).await.status, 204);
+    let taken = call(addr, "POST /v1/usage", &auth, report).await;
+    assert_eq!(taken.status, 409);
+    assert!(taken.text().contains("name of its own"), "{}", taken.text());
+    assert_eq!(stand.board.inbox.drain().len(), 1);
+
     let large = vec![b' '; (1 << 20) + 1];
     assert_eq!(call(addr, "POST /v1/usage", &auth, &large).await.status, 413);
     let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"nodes\":1}").await;

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::publish::board::{Announced, Board};
+use crate::publish::inbox::Refused;
 use crate::wire::usage::REPORT_BYTES_MAX;
 use crate::wire::{Stamp, UsageReport};
 
@@ -221,13 +222,21 @@ async fn usage(board: &Board, request: Request<Incoming>) -> Answer {
             return refuse(StatusCode::BAD_REQUEST, &error.to_string(), remedy);
         }
     };
+    let node = report.node.clone();
     match board.inbox.offer(report, body.len()) {
         Ok(()) => {
             let mut taken = Response::new(Full::default());
             *taken.status_mut() = StatusCode::NO_CONTENT;
             taken
         }
-        Err(full) => later(refuse(
+        Err(taken @ Refused::NameTaken { first }) => {
+            if first {
+                tracing::warn!(%node, "two nodes report under one name and both use its share; name them apart");
+            }
+            let remedy = "give every node a name of its own: `node:` in its configuration";
+            refuse(StatusCode::CONFLICT, &taken.to_string(), remedy)
+        }
+        Err(full @ Refused::Full) => later(refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             &full.to_string(),
             "report again after the next tick; counters are cumulative",

@@ -19,6 +19,16 @@ struct Held {
     by_node: BTreeMap<NodeId, Arrived>,
     bytes: usize,
     arrivals: u64,
+    /// Kept from tick to tick.
+    processes: BTreeMap<NodeId, Processes>,
+}
+
+/// Which processes have reported under one name.
+#[derive(Debug)]
+struct Processes {
+    now: u64,
+    before: Option<u64>,
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -28,10 +38,20 @@ struct Arrived {
     report: UsageReport,
 }
 
-/// There is no room for another node until the next tick.
+/// Why a report was not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the controller holds reports of {NODES_MAX} nodes or {INBOX_BYTES_MAX} bytes already")]
-pub struct Full;
+pub enum Refused {
+    /// There is no room for another node until the next tick.
+    #[error("the controller holds reports of {NODES_MAX} nodes or {INBOX_BYTES_MAX} bytes already")]
+    Full,
+    /// A process that another one had replaced speaks again: both live, and each would take the
+    /// whole share of their name.
+    #[error("another process reports under this node's name")]
+    NameTaken {
+        /// Not said before.
+        first: bool,
+    },
+}
 
 // === impl Inbox ===
 
@@ -39,13 +59,14 @@ impl Inbox {
     /// Keeps a report in place of its node's earlier one: everything in it is cumulative.
     ///
     /// # Errors
-    /// [`Full`]; the node's next report says the same and more.
-    pub fn offer(&self, report: UsageReport, bytes: usize) -> Result<(), Full> {
+    /// See [`Refused`]; a node's next report says the same and more.
+    pub fn offer(&self, report: UsageReport, bytes: usize) -> Result<(), Refused> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.hear(&report)?;
         let before = held.by_node.get(&report.node).map(|arrived| arrived.bytes);
         let total = held.bytes - before.unwrap_or_default() + bytes;
         if total > INBOX_BYTES_MAX || (before.is_none() && held.by_node.len() >= NODES_MAX) {
-            return Err(Full);
+            return Err(Refused::Full);
         }
         held.bytes = total;
         held.arrivals += 1;
@@ -56,10 +77,39 @@ impl Inbox {
 
     /// Takes everything, in order of arrival.
     pub fn drain(&self) -> Vec<UsageReport> {
-        let held = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut arrived: Vec<Arrived> = held.by_node.into_values().collect();
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.bytes = 0;
+        let by_node = std::mem::take(&mut held.by_node);
+        drop(held);
+        let mut arrived: Vec<Arrived> = by_node.into_values().collect();
         arrived.sort_by_key(|arrived| arrived.order);
         arrived.into_iter().map(|arrived| arrived.report).collect()
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// A process follows another for good: one that comes back never ended.
+    fn hear(&mut self, report: &UsageReport) -> Result<(), Refused> {
+        let instance = report.instance;
+        if let Some(known) = self.processes.get_mut(&report.node) {
+            if known.before == Some(instance) {
+                let first = !std::mem::replace(&mut known.told, true);
+                return Err(Refused::NameTaken { first });
+            }
+            if known.now != instance {
+                *known = Processes { now: instance, before: Some(known.now), told: known.told };
+            }
+        } else {
+            if self.processes.len() >= NODES_MAX {
+                // Names that come and go: what is forgotten costs no more than a warning.
+                self.processes.clear();
+            }
+            let first = Processes { now: instance, before: None, told: false };
+            self.processes.insert(report.node.clone(), first);
+        }
+        Ok(())
     }
 }
 
@@ -85,16 +135,31 @@ mod tests {
     }
 
     #[test]
+    fn two_processes_of_one_name_are_told_apart() {
+        let inbox = Inbox::default();
+        let of = |instance: u64| UsageReport { instance, ..report("n1", 5) };
+        inbox.offer(of(1), 1).unwrap();
+        inbox.drain();
+        // A restart: the new process goes on, the old one's last report comes too late.
+        inbox.offer(of(2), 1).unwrap();
+        assert_eq!(inbox.offer(of(1), 1), Err(Refused::NameTaken { first: true }));
+        assert_eq!(inbox.offer(of(1), 1), Err(Refused::NameTaken { first: false }));
+        inbox.offer(of(2), 1).unwrap();
+        inbox.offer(of(3), 1).unwrap();
+        assert_eq!(inbox.drain().len(), 1);
+    }
+
+    #[test]
     fn nodes_and_bytes_are_bounded() {
         let inbox = Inbox::default();
         for node in 0..NODES_MAX {
             inbox.offer(report(&format!("n{node}"), 1), 1).unwrap();
         }
-        assert_eq!(inbox.offer(report("one more", 1), 1), Err(Full));
+        assert_eq!(inbox.offer(report("one more", 1), 1), Err(Refused::Full));
         inbox.offer(report("n7", 2), 1).unwrap();
         assert_eq!(inbox.drain().len(), NODES_MAX);
-        assert_eq!(inbox.offer(report("a", 1), INBOX_BYTES_MAX + 1), Err(Full));
+        assert_eq!(inbox.offer(report("a", 1), INBOX_BYTES_MAX + 1), Err(Refused::Full));
         inbox.offer(report("a", 1), INBOX_BYTES_MAX).unwrap();
-        assert_eq!(inbox.offer(report("b", 1), 1), Err(Full));
+        assert_eq!(inbox.offer(report("b", 1), 1), Err(Refused::Full));
     }
 }
