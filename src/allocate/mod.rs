@@ -92,19 +92,28 @@ fn uncontended(budget: f64, wanted: f64, claims: &[Claim]) -> Allocation {
     Allocation { level: None, grants }
 }
 
-/// Guarantees do not fit: in order of priority, each gets its guarantee while some is left.
+/// Guarantees do not fit: priority by priority, each gets its guarantee while that fits; the first
+/// that does not fit is cut by the same part for everybody in it.
 fn by_priority(budget: f64, claims: &[Claim]) -> Allocation {
-    let mut order: Vec<usize> = (0..claims.len()).collect();
-    order.sort_by_key(|at| claims.get(*at).map(|claim| claim.priority));
+    let mut priorities: Vec<u32> = claims.iter().map(|claim| claim.priority).collect();
+    priorities.sort_unstable();
+    priorities.dedup();
     let mut grants = vec![Granted { limit: 0.0, bound: Bound::Priority }; claims.len()];
+    let trickle = TRICKLE * budget;
     let mut left = budget;
-    for at in order {
-        let (Some(claim), Some(grant)) = (claims.get(at), grants.get_mut(at)) else { continue };
-        let trickle = TRICKLE * budget;
-        let limit = claim.guarantee.min(left.max(trickle)).min(claim.ceiling);
-        let bound = if limit < claim.guarantee { Bound::Priority } else { Bound::Guarantee };
-        *grant = Granted { limit, bound };
-        left = (left - claim.wanted().min(limit)).max(0.0);
+    for priority in priorities {
+        let group = || claims.iter().filter(|claim| claim.priority == priority);
+        let due: f64 = group().map(|claim| claim.wanted().min(claim.guarantee)).sum();
+        let part = if due > left { left / due } else { 1.0 };
+        for (claim, grant) in claims.iter().zip(&mut grants).filter(|(claim, _)| claim.priority == priority) {
+            // Who asks for less than its guarantee is cut from what it asks.
+            let cut = claim.wanted().min(claim.guarantee) * part;
+            let limit = if part < 1.0 { cut.max(trickle.min(claim.guarantee)) } else { claim.guarantee };
+            let limit = limit.min(claim.ceiling);
+            let bound = if limit < claim.guarantee { Bound::Priority } else { Bound::Guarantee };
+            *grant = Granted { limit, bound };
+        }
+        left = (left - due).max(0.0);
     }
     Allocation { level: Some(0.0), grants }
 }
@@ -205,6 +214,8 @@ mod tests {
         let claims = [claim(2, 1.0, 60.0, 60.0), claim(1, 1.0, 60.0, 60.0), claim(3, 1.0, 60.0, 60.0)];
         let allocation = allocate(100.0, &claims);
         assert_eq!(limits(100.0, &claims), [40.0, 60.0, 1.0]);
+        let equals = [claim(1, 1.0, 60.0, 60.0), claim(1, 1.0, 60.0, 60.0)];
+        assert_eq!(limits(60.0, &equals), [30.0, 30.0], "within a priority nobody goes first");
         assert_eq!(allocation.grants[0].bound, Bound::Priority);
         assert_eq!(allocation.grants[1].bound, Bound::Guarantee);
     }

@@ -9,9 +9,10 @@ use prometheus::{
 };
 
 use crate::control::Tick;
+use crate::control::conclusions::Conclusions;
 use crate::observe::Outcome;
 use crate::observe::Round;
-use crate::unit::{Instant, Limit, NodeId, PoolId};
+use crate::unit::{Instant, NodeId, PoolId};
 use crate::wire::Stamp;
 
 /// The commit of this build, where whoever built it said so in the environment:
@@ -51,8 +52,7 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_failures: IntCounter,
     nodes: IntGaugeVec,
-    budget: GaugeVec,
-    degraded: IntGaugeVec,
+    conclusions: Conclusions,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -124,18 +124,7 @@ impl Metrics {
                  earlier one), silent.",
                 &["state"],
             )?,
-            budget: reals(
-                r,
-                "tidegate_decide_budget",
-                "What the pool can admit, work per minute; absent where it is unlimited.",
-                pool,
-            )?,
-            degraded: gauges(
-                r,
-                "tidegate_decide_degraded",
-                "1 while limits follow held or drifting signals.",
-                pool,
-            )?,
+            conclusions: Conclusions::new(r)?,
             registry,
         })
     }
@@ -151,11 +140,11 @@ impl Metrics {
 
     /// A pool that left the policy leaves the page.
     pub fn forget_pools(&self) {
-        for gauges in [&self.up, &self.replicas, &self.source_failed, &self.degraded] {
+        for gauges in [&self.up, &self.replicas, &self.source_failed] {
             gauges.reset();
         }
         self.age.reset();
-        self.budget.reset();
+        self.conclusions.reset();
     }
 
     pub fn observe_round(&self, seen: &mut Seen, now: Instant, round: &Round) {
@@ -184,15 +173,7 @@ impl Metrics {
     /// What the controller concluded.
     pub fn observe_tick(&self, tick: &Tick) {
         self.ticks.inc();
-        for (id, pool) in &tick.table.pools {
-            self.degraded.with_label_values(&[id.as_str()]).set(i64::from(pool.degraded));
-            match pool.budget {
-                Limit::Finite(budget) => self.budget.with_label_values(&[id.as_str()]).set(budget as f64),
-                Limit::Unlimited => {
-                    let _ = self.budget.remove_label_values(&[id.as_str()]);
-                }
-            }
-        }
+        self.conclusions.observe(tick);
     }
 
     /// A table was announced.
@@ -268,7 +249,7 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, promet
     Ok(gauge)
 }
 
-fn gauges(
+pub(super) fn gauges(
     registry: &Registry,
     name: &str,
     help: &str,
@@ -279,7 +260,7 @@ fn gauges(
     Ok(gauges)
 }
 
-fn reals(
+pub(super) fn reals(
     registry: &Registry,
     name: &str,
     help: &str,

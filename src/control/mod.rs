@@ -5,6 +5,8 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
+mod conclusions;
+#[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod reload;
@@ -109,7 +111,17 @@ pub struct RowTick {
 impl Controller {
     /// Begins, or continues from `state`. A controller that lost its state passes a default one:
     /// the first tick then begins above the highest (epoch, version) that nodes report.
-    pub fn new(policy: Arc<Policy>, state: State) -> Controller {
+    pub fn new(policy: Arc<Policy>, mut state: State) -> Controller {
+        if let Some(table) = state.table.clone() {
+            // A policy edited while nobody was here steers like any other edit.
+            state.steering |= table.policy != policy.digest;
+            for (id, entry) in &table.pools {
+                let pool = state.pools.entry(id.clone()).or_default();
+                pool.law.resume(entry.budget.finite().map(|budget| budget as f64 / 60.0));
+                pool.estimate.fleet.resume();
+            }
+        }
+        state.pools.retain(|pool, _| policy.pools.contains_key(pool));
         Controller { policy, state }
     }
 

@@ -22,6 +22,8 @@ use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
 const UNLISTED_SHARE: u32 = PPM / 100;
 /// Of the listed share, what is split evenly so that a node that wakes is not at zero.
 const EVEN_PART: f64 = 0.1;
+/// Most nodes listed for one pool; the table must stay inside its bounds.
+const NODES_MAX: usize = 4096;
 /// Shares move when one is off by more than this.
 const SHARE_STEP: u32 = PPM / 50;
 /// Of the waiting work, what the tier after the highest leaves free, and what the lowest does.
@@ -242,11 +244,14 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
         let even = 1.0 / live.len() as f64;
         let part =
             if offered > 0.0 { (1.0 - EVEN_PART) * node.offered / offered + EVEN_PART * even } else { even };
-        // Rounded down to a thousandth: the sum stays below one.
-        (part * free / 1e3) as u32 * 1000
+        // Rounded down: the sum stays below one.
+        (part * free) as u32
     };
-    let fresh: BTreeMap<NodeId, u32> =
-        nodes.iter().map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node)))).collect();
+    let fresh: BTreeMap<NodeId, u32> = nodes
+        .iter()
+        .take(NODES_MAX)
+        .map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node))))
+        .collect();
     let fresh = if cfg!(feature = "bug-full-limit-per-node") {
         fresh.into_keys().map(|node| (node, PPM)).collect()
     } else {

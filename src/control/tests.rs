@@ -51,7 +51,10 @@ impl Run {
 
     fn step(&mut self) -> Tick {
         self.tick += 1;
-        let now = Instant::ZERO + Duration::from_secs(2) * self.tick as u32;
+        self.at(Instant::ZERO + Duration::from_secs(2) * self.tick as u32)
+    }
+
+    fn at(&mut self, now: Instant) -> Tick {
         let replica = |name: &str| Reading {
             replica: ReplicaId::new(name),
             at: now,
@@ -171,6 +174,66 @@ fn a_restart_with_state_goes_on_where_it_stopped() {
     assert!(next.table.same_entries(&last.table), "nothing changed, so nothing may");
     assert_eq!(next.table.stamp.version, last.table.stamp.version);
     assert_eq!(next.table.stamp.tick, last.table.stamp.tick + 1);
+}
+
+#[test]
+fn counters_that_ran_on_while_it_was_down_are_no_rate() {
+    let mut run = Run::new(State::default());
+    run.settle();
+    let stored = serde_json::to_vec(run.controller.state()).unwrap();
+    run.controller =
+        Controller::new(policy("a", Limit::Finite(240_000)), serde_json::from_slice(&stored).unwrap());
+    // The clock stood still for as long as a tick takes five times.
+    let resumed = Instant::ZERO + Duration::from_secs(2) * run.tick as u32;
+    run.tick += 5;
+    let tick = run.at(resumed + Duration::from_secs(2));
+    let pool = &tick.pools[&PoolId::new("pool")];
+    assert_eq!((pool.estimate.delivered, pool.estimate.capacity), (None, Some(4000.0)));
+}
+
+#[test]
+fn a_policy_edited_while_it_was_down_steers_too() {
+    let mut run = Run::new(State::default());
+    let before = limit(&run.settle(), "starter");
+    let stored = serde_json::to_vec(run.controller.state()).unwrap();
+    run.controller =
+        Controller::new(policy("b", Limit::Finite(6_000)), serde_json::from_slice(&stored).unwrap());
+    let after = limit(&run.step(), "starter");
+    assert_eq!(after, (before as f64 * 0.7) as u64);
+}
+
+#[test]
+fn with_the_table_alone_the_budget_goes_on_from_it() {
+    let mut run = Run::new(State::default());
+    let last = run.settle();
+    let state = State { stamp: last.table.stamp, table: Some(Arc::clone(&last.table)), ..State::default() };
+    run.controller = Controller::new(policy("a", Limit::Finite(240_000)), state);
+    let next = run.step();
+    let budget = |tick: &Tick| tick.table.pools[&PoolId::new("pool")].budget.as_f64();
+    // Its capacity is unknown again: at most one step of slow start.
+    let step = budget(&next) / budget(&last);
+    assert!((0.99..=1.26).contains(&step), "{} to {}", budget(&last), budget(&next));
+    assert_eq!(next.table.stamp.epoch, 1);
+}
+
+#[test]
+fn reports_of_absurd_size_neither_crash_nor_steer_it() {
+    let mut run = Run::new(State::default());
+    let honest = run.settle();
+    let mut liar = run.report("liar", 1);
+    liar.rows[0].offered.work = u64::MAX;
+    liar.rows[0].admitted.work = u64::MAX;
+    liar.applied = Some(Stamp { epoch: 1, version: u64::MAX, tick: 1 });
+    let pools =
+        [(PoolId::new("pool"), crate::wire::PoolUsage { upstream_requests: u64::MAX, ..Default::default() })];
+    liar.pools = pools.into();
+    let mut second = liar.clone();
+    second.node = NodeId::new("liar2");
+    let now = Instant::ZERO + Duration::from_secs(2) * (run.tick as u32 + 1);
+    let round = Round { usage: vec![liar, second], ..Round::default() };
+    let tick = run.controller.tick(now, &round);
+    tick.table.validate().unwrap();
+    assert!(tick.table.stamp.version <= honest.table.stamp.version + 1);
 }
 
 #[test]

@@ -47,6 +47,9 @@ const FLOOR: f64 = 0.05;
 /// Part of the SLO that admitted work may wait for its first token, by Little's law.
 const WAITING_CAP_PART_OF_SLO: f64 = 0.9;
 
+/// No request is believed to be more work than this.
+const REQUEST_WORK_MAX: f64 = 1e7;
+
 /// What is remembered of one pool's decisions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Law {
@@ -167,8 +170,9 @@ impl Law {
         }
     }
 
-    pub fn budget(&self) -> Option<f64> {
-        self.budget
+    /// Goes on from the last published budget where nothing else is remembered.
+    pub fn resume(&mut self, published: Option<f64>) {
+        self.budget = self.budget.or(published);
     }
 
     fn learn(&mut self, estimate: &Estimate, demand: &PoolDemand) {
@@ -176,7 +180,7 @@ impl Law {
             self.best = self.best.max(capacity);
         }
         if demand.admitted.requests > 0.0 {
-            let seen = demand.admitted.work / demand.admitted.requests;
+            let seen = (demand.admitted.work / demand.admitted.requests).min(REQUEST_WORK_MAX);
             let mean = self.request_work.get_or_insert(seen);
             *mean += 0.2 * (seen - *mean);
         }
@@ -293,7 +297,11 @@ impl Law {
             }
         };
         if target >= budget {
-            return (budget, Motion::Hold, Reason::Overload);
+            // Below what drains the queue of a measured pool a budget helps nobody: what waits then
+            // came past the nodes.
+            let measured = estimate.capacity.is_some() && context.now >= self.cool_until;
+            let motion = if measured && target > budget { Motion::Follow } else { Motion::Hold };
+            return (if measured { target } else { budget }, motion, Reason::Overload);
         }
         if context.now < self.cool_until {
             // Capacity itself is not a matter of cooling: going down to it is following.

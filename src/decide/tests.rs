@@ -127,6 +127,13 @@ fn without_a_measurement_an_overload_is_cut_by_its_severity_and_at_most_30_perce
 }
 
 #[test]
+fn a_queue_that_came_past_the_nodes_does_not_starve_them() {
+    let crowded = Estimate { waiting: 500.0, ..estimate(4.0) };
+    let decision = at(300.0).step(&context(5), &crowded, &demand(300.0, true));
+    assert_eq!((decision.budget, decision.motion), (0.7 * 4000.0, Motion::Follow));
+}
+
+#[test]
 fn after_a_drain_it_returns_to_capacity_and_probes_only_while_binding() {
     let back = at(3000.0).step(&context(5), &estimate(4.0), &demand(3000.0, false));
     assert_eq!((back.budget, back.reason), (0.97 * 4000.0, Reason::Recovered));

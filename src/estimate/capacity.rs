@@ -58,7 +58,7 @@ impl Capacity {
             return;
         }
         let busy: Vec<ReplicaRate> = seen.rates.iter().filter(|rate| rate.busy).copied().collect();
-        let most = busy.iter().map(|rate| rate.running).reduce(f64::max);
+        let most = busy.iter().filter_map(|rate| rate.running).reduce(f64::max);
         self.running_saturated = match (self.running_saturated, most) {
             (Some(known), Some(seen)) => Some(known.max(seen)),
             (known, seen) => known.or(seen),

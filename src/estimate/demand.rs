@@ -19,11 +19,13 @@ const HELD_INTERVALS: f64 = 5.0;
 const FORGOTTEN_INTERVALS: f64 = 15.0;
 /// Most nodes remembered.
 const NODES_MAX: usize = 10_000;
+/// No node is offered more than this a second, whatever it says: a lie may not drown a truth.
+const OFFERED_MAX: f64 = 1e7;
 /// Upstream errors expected of a healthy pool, and the significance of more.
 const ERROR_RATIO: f64 = 0.01;
 const SIGNIFICANT: f64 = 0.01;
-/// An epoch beyond this in a report is damage, not history.
-const EPOCH_MAX: u64 = 1 << 40;
+/// A stamp beyond this in a report is damage, not history.
+const STAMP_MAX: u64 = 1 << 40;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Nodes {
@@ -141,7 +143,7 @@ impl Nodes {
     /// Highest table any node has applied: a controller that lost its state begins above it.
     pub fn highest_applied(&self) -> Option<Stamp> {
         let applied = self.nodes.values().filter_map(|node| node.last.applied);
-        applied.filter(|stamp| stamp.epoch <= EPOCH_MAX).max()
+        applied.filter(|stamp| stamp.epoch.max(stamp.version).max(stamp.tick) <= STAMP_MAX).max()
     }
 
     pub fn row(&self, now: Instant, interval: f64, model: &ModelId, tier: &TierId) -> Demand {
@@ -164,15 +166,15 @@ impl Nodes {
             total.admitted.add(row.admitted);
             total.binding |= row.refused_limit.requests > 0.0;
         }
-        let (mut requests, mut errors) = (0, 0);
+        let (mut requests, mut errors) = (0u64, 0u64);
         for (name, node) in &self.nodes {
             let silent = now.seconds_since(node.heard_at) > HELD_INTERVALS * interval;
             let offered = node.offered.get(pool).copied().unwrap_or(0.0);
             total.nodes.push(NodeDemand { node: name.clone(), offered, silent });
             if now.seconds_since(node.heard_at) <= interval * 1.5 {
                 let rate = node.pools.get(pool).copied().unwrap_or_default();
-                requests += rate.requests;
-                errors += rate.errors;
+                requests = requests.saturating_add(rate.requests);
+                errors = errors.saturating_add(rate.errors);
             }
         }
         total.errors_significant = significant(requests, errors);
@@ -206,16 +208,15 @@ impl Node {
         }
         let milliseconds = report.uptime_ms - since;
         let seconds = milliseconds.max(1) as f64 / 1e3;
-        let rows: Vec<RowRate> = report
-            .rows
-            .iter()
-            .map(|row| {
-                let old = same.and_then(|node| {
-                    node.last.rows.iter().find(|old| old.model == row.model && old.tier == row.tier)
-                });
-                RowRate::between(old, row, seconds)
-            })
-            .collect();
+        let old: BTreeMap<(&ModelId, &TierId), &UsageRow> = same
+            .map(|node| node.last.rows.iter().map(|row| ((&row.model, &row.tier), row)).collect())
+            .unwrap_or_default();
+        // What the policy does not name is nobody's demand, and may not be remembered.
+        let mut last = report.clone();
+        last.rows.retain(|row| pool_of(&row.model).is_some());
+        let rate =
+            |row: &UsageRow| RowRate::between(old.get(&(&row.model, &row.tier)).copied(), row, seconds);
+        let rows: Vec<RowRate> = last.rows.iter().map(rate).collect();
         let pools = report
             .pools
             .iter()
@@ -235,7 +236,7 @@ impl Node {
             let smoothed = offered.entry(pool).or_default();
             *smoothed += GAIN_DEMAND * (work - *smoothed);
         }
-        Node { heard_at: now, last: report.clone(), rows, pools, offered }
+        Node { heard_at: now, last, rows, pools, offered }
     }
 }
 
@@ -248,7 +249,7 @@ impl RowRate {
             let new = field(new);
             Rate {
                 requests: new.requests.saturating_sub(old.requests) as f64 / seconds,
-                work: new.work.saturating_sub(old.work) as f64 / seconds,
+                work: (new.work.saturating_sub(old.work) as f64 / seconds).min(OFFERED_MAX),
             }
         };
         RowRate {

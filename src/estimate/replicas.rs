@@ -4,7 +4,7 @@
 //! one sign of a loss, silence is none. A fall of more than 30 % in one interval needs a second,
 //! independent sign (upstream errors at the nodes), else it is taken 30 % an interval.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ pub struct ReplicaRate {
     pub output: f64,
     /// Requests waited at both readings: it was busy throughout.
     pub busy: bool,
-    pub running: f64,
+    pub running: Option<f64>,
 }
 
 // === impl Fleet ===
@@ -106,10 +106,25 @@ impl Fleet {
                 self.replicas.remove(replica);
             }
         }
+        if answered && round.failed.is_none() {
+            // The source is well and names others: what it does not name any more is gone.
+            let named: BTreeSet<&ReplicaId> = round.replicas.iter().map(|reading| &reading.replica).collect();
+            let held = HELD_INTERVALS * interval;
+            self.replicas.retain(|id, replica| named.contains(id) || now.seconds_since(replica.at) <= held);
+        }
         self.forget(now, interval);
         let ready_before = self.ready;
         let loss_confirmed = self.settle_ready(now, interval, errors_confirm);
         self.see(now, interval, ready_before, loss_confirmed, rates)
+    }
+
+    /// The loop stood still: counters ran on meanwhile, so that the next difference is no rate.
+    pub fn resume(&mut self) {
+        for replica in self.replicas.values_mut() {
+            replica.signals.work_done = None;
+            replica.signals.work_done_output = None;
+            replica.waited_before = false;
+        }
     }
 
     fn up(&mut self, id: &ReplicaId, at: Instant, signals: Signals) -> Option<ReplicaRate> {
@@ -121,11 +136,12 @@ impl Fleet {
             }
             return None;
         };
-        replica.up_scrapes = replica.up_scrapes.saturating_add(1);
         let seconds = at.seconds_since(replica.at);
         if seconds <= 0.0 {
+            // The same sample, seen again.
             return None;
         }
+        replica.up_scrapes = replica.up_scrapes.saturating_add(1);
         let rate = |now: Option<f64>, before: Option<f64>| match (now, before) {
             // A counter that fell was reset: no rate for this interval.
             (Some(now), Some(before)) if now >= before => Some((now - before) / seconds),
@@ -140,8 +156,7 @@ impl Fleet {
         replica.at = at;
         replica.signals = signals;
         replica.waited_before = waits;
-        let running = signals.running.unwrap_or(0.0);
-        Some(ReplicaRate { input: input?, output: output?, busy, running })
+        Some(ReplicaRate { input: input?, output: output?, busy, running: signals.running })
     }
 
     fn forget(&mut self, now: Instant, interval: f64) {
@@ -199,7 +214,7 @@ impl Fleet {
                 .filter(|replica| now.seconds_since(replica.at) <= USED_INTERVALS * interval)
         };
         let sum = |signal: fn(&Signals) -> Option<f64>| {
-            fresh().filter_map(|replica| signal(&replica.signals)).sum::<f64>()
+            fresh().filter_map(|replica| signal(&replica.signals)).fold(0.0, |sum, value| sum + value)
         };
         let waiting = sum(|signals| signals.waiting);
         let busy = rates.iter().filter(|rate| rate.busy).count();

@@ -187,6 +187,33 @@ fn a_replica_that_returns_counts_from_its_second_scrape() {
 }
 
 #[test]
+fn a_replica_that_a_well_source_names_no_more_is_gone_after_the_hold() {
+    let mut told = Told::default();
+    for _ in 0..3 {
+        told.busy(4);
+    }
+    let ready: Vec<f64> = (0..7).map(|_| told.round(true, |tick| busy(2, tick)).ready).collect();
+    assert_eq!((ready[0], *ready.last().unwrap()), (4.0, 2.0), "{ready:?}");
+}
+
+#[test]
+fn a_page_without_running_says_nothing_of_a_full_batch() {
+    let mut told = Told::default();
+    for _ in 0..5 {
+        let estimate = told.round(false, |tick| {
+            let mut readings = busy(2, tick);
+            for reading in &mut readings {
+                if let Outcome::Up(signals) = &mut reading.outcome {
+                    signals.running = None;
+                }
+            }
+            readings
+        });
+        assert_eq!(estimate.running_saturated, None);
+    }
+}
+
+#[test]
 fn silence_is_used_then_held_then_stale_and_never_a_loss_at_once() {
     let mut told = Told::default();
     for _ in 0..3 {
