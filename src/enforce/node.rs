@@ -263,12 +263,14 @@ impl Reload {
         let outcome = self.read().await;
         match outcome {
             Ok((keyring, routing)) => {
-                gate.shared.count.reloads();
-                tracing::info!(keys = keyring.len(), "reloaded");
+                let keys = keyring.len();
                 gate.keyring.store(Arc::new(keyring));
                 if let Some(routing) = routing {
                     gate.routing.store(Arc::new(routing));
                 }
+                // Said once it is true: whoever reads the line may rely on it.
+                gate.shared.count.reloads();
+                tracing::info!(keys, "reloaded");
                 Ok(())
             }
             Err(reason) => {
