@@ -79,8 +79,8 @@ async fn by_promql(cluster: &Cluster, prometheus: &Prometheus, dir: &std::path::
 /// What the nodes told the one, the other hears too, but for the table they hold: it is not its.
 async fn forward(status: &Value, to: &Running) {
     let token = format!("Bearer {}", to.token.reveal());
-    for report in status["round"]["usage"].as_array().unwrap() {
-        let mut report = report.clone();
+    for node in status["round"]["reported"].as_array().unwrap() {
+        let mut report = status["state"]["nodes"]["nodes"][node.as_str().unwrap()]["last"].clone();
         report["applied"] = Value::Null;
         let body = report.to_string();
         let taken = call(to.addr, "POST /v1/usage", &[("authorization", &token)], body.as_bytes()).await;

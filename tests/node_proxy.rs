@@ -65,6 +65,17 @@ async fn a_json_body_is_read_whatever_a_client_calls_it() {
 }
 
 #[tokio::test]
+async fn a_key_opens_the_api_and_not_whatever_else_the_upstream_serves() {
+    let rig = Rig::start(&table(1, &[])).await;
+    for path in ["/metrics", "/sleep", "/v1/../sleep", "/v1/%2e%2E/sleep", "/v1/..%2fsleep", "/v1"] {
+        let body = json!({"model": "m", "messages": []});
+        let (status, _, answer) = rig.answer(rig.post(path, &body)).await;
+        assert_eq!((status, answer.contains("path_not_found")), (StatusCode::NOT_FOUND, true), "{path}");
+    }
+    assert_eq!(rig.upstream.requests(), 0);
+}
+
+#[tokio::test]
 async fn s5_every_way_of_not_being_known_is_the_same_answer() {
     let rig = Rig::start(&table(1, &[])).await;
     let mut answers = Vec::new();

@@ -50,6 +50,15 @@ pub fn unknown_model() -> Response<Body> {
     )
 }
 
+pub fn unknown_path() -> Response<Body> {
+    error(
+        StatusCode::NOT_FOUND,
+        "invalid_request_error",
+        "path_not_found",
+        "this path is not served here; paths other than /v1/ need a route in the node's configuration",
+    )
+}
+
 /// In the shape of OpenAI's list of models.
 pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Response<Body> {
     let model =

@@ -38,6 +38,9 @@ pub struct Gate {
 }
 
 /// Where OpenAI's clients ask which models there are.
+/// What is passed on without a route: an upstream has other paths too (metrics, sleep, profiling),
+/// and a model's name in a body is no key to them.
+const API: &str = "/v1/";
 const MODELS: &str = "/v1/models";
 /// Most models listed.
 const MODELS_MAX: usize = 1_000;
@@ -95,6 +98,11 @@ impl Gate {
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
             return self.models(&routing, holder);
+        }
+        let path = request.uri().path();
+        if climbs(path) || routed.is_none() && !path.starts_with(API) {
+            self.shared.count.bad_requests();
+            return answer::unknown_path();
         }
         let found = ask.model.as_deref().or(routed);
         let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
@@ -241,6 +249,14 @@ impl Gate {
 
 fn bad_gateway(message: &str) -> Response<Body> {
     answer::error(StatusCode::BAD_GATEWAY, "upstream_error", "upstream_unavailable", message)
+}
+
+/// Does an upstream that resolves dots read another path than the one looked at here?
+fn climbs(path: &str) -> bool {
+    path.split('/').any(|part| {
+        let part = part.to_ascii_lowercase().replace("%2e", ".");
+        part == ".." || part == "." || ["%2f", "%5c", "\\"].iter().any(|slash| part.contains(slash))
+    })
 }
 
 /// Only JSON is looked into; other bodies get their model from the route. What looks like an
