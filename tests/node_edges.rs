@@ -162,9 +162,9 @@ async fn i05_odd_targets_reach_no_other_host() {
     for (line, status, path) in [
         ("OPTIONS *", "400", ""),
         ("POST http://elsewhere:1/v1/x?q=1", "200", "/v1/x?q=1"),
-        ("POST //elsewhere:1/v1/x", "200", "//elsewhere:1/v1/x"),
-        ("POST /@elsewhere:1/", "200", "/@elsewhere:1/"),
-        ("POST http://elsewhere:1", "200", "/"),
+        ("POST //elsewhere:1/v1/x", "404", ""),
+        ("POST /@elsewhere:1/", "404", ""),
+        ("POST http://elsewhere:1", "404", ""),
     ] {
         let answer = converse(&rig, request(line).as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
@@ -174,7 +174,7 @@ async fn i05_odd_targets_reach_no_other_host() {
             assert_eq!(headers["host"], rig.upstream.address.to_string());
         }
     }
-    assert_eq!(rig.upstream.requests(), 4);
+    assert_eq!(rig.upstream.requests(), 1);
 }
 
 #[tokio::test]

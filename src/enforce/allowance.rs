@@ -10,7 +10,7 @@ use crate::wire::{Entry, Held, PoolEntry};
 
 /// A tier's bucket holds this much of its limit: long enough for a burst of arrivals, too short
 /// for a pool to queue behind it.
-pub const TIER_WINDOW: Duration = Duration::from_secs(2);
+pub const TIER_WINDOW: Duration = Duration::from_millis(1500);
 /// A key's bucket holds one minute: a fresh key at 60 rpm may send 60 at once.
 pub const KEY_WINDOW: Duration = Duration::from_secs(60);
 

@@ -216,7 +216,7 @@ impl Account {
     /// that the limiter should have refused.
     pub fn admit(&mut self, now: Instant, rate: f64, cost: f64) -> Result<(), String> {
         self.drain(now, rate);
-        let window = 2.0 * rate;
+        let window = 1.5 * rate;
         let excess = self.used + cost.min(window) - window;
         self.used += cost;
         // Integer limits and shares round by less than this.

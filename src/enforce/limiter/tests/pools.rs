@@ -112,8 +112,8 @@ fn a_node_holds_its_share_and_an_unlisted_one_its_part_of_safe() {
     let mut shared = table(1, &[(RPM, only(60_000, M))]);
     pool_of(&mut shared).shares = BTreeMap::from([("n".into(), 250_000), ("zero".into(), 0)]);
     pool_of(&mut shared).unlisted_share = 100_000;
-    // Two seconds of 60 000 a minute are 2 000; of the safe 6 000 a minute, 200.
-    for (node, expected) in [("n", 500), ("zero", 20), ("other", 20)] {
+    // 1.5 s of 60 000 a minute are 1 500; of the safe 6 000 a minute, 150.
+    for (node, expected) in [("n", 375), ("zero", 15), ("other", 15)] {
         let mut limiter = Limiter::new(node.into(), 10);
         limiter.offer(shared.clone(), START).unwrap();
         assert_eq!(drain(&mut limiter, START, &request("a", 1)), expected, "{node}");
@@ -132,10 +132,10 @@ fn a_small_key_on_a_small_share_still_gets_one_a_minute() {
 #[test]
 fn n2_without_renewal_the_tier_drifts_to_safe_and_stays_there() {
     let mut limiter = limiter(table(1, &[(RPM, only(60_000, M))]));
-    assert_eq!(drain(&mut limiter, at(19.9), &request("a", 1)), 2_000);
-    // 70 % of it in the first interval past the validity: 1400 in two seconds.
-    assert_eq!(drain(&mut limiter, at(1_000.0), &request("a", 1)), 200, "safe");
-    assert_eq!(drain(&mut limiter, at(30.0 * 86_400.0), &request("a", 1)), 200);
+    assert_eq!(drain(&mut limiter, at(19.9), &request("a", 1)), 1_500);
+    // 70 % of it in the first interval past the validity: 1050 in 1.5 s.
+    assert_eq!(drain(&mut limiter, at(1_000.0), &request("a", 1)), 150, "safe");
+    assert_eq!(drain(&mut limiter, at(30.0 * 86_400.0), &request("a", 1)), 150);
     let quota = limiter.quotas(at(20.0), "m", "a", [1; 32])[0].unwrap();
     assert_eq!(quota.limit, 42_000);
 }
@@ -144,9 +144,9 @@ fn n2_without_renewal_the_tier_drifts_to_safe_and_stays_there() {
 fn f02_a_restored_table_is_steered_toward_safe_at_once() {
     let mut limiter = Limiter::new("n".into(), 10);
     limiter.restore(table(7, &[(RPM, only(60_000, M))]), START).unwrap();
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 1_400);
+    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 1_050);
     limiter.restore(table(6, &[]), START).unwrap();
     assert_eq!(limiter.held().unwrap().stamp().version, 7, "an older one is not taken back");
     limiter.offer(table(8, &[(RPM, only(60_000, M))]), at(100.0)).unwrap();
-    assert_eq!(drain(&mut limiter, at(100.0), &request("a", 1)), 2_000);
+    assert_eq!(drain(&mut limiter, at(100.0), &request("a", 1)), 1_500);
 }
