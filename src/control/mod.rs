@@ -172,10 +172,7 @@ impl Controller {
             row.limit = grant.limit;
             row.bound = grant.bound;
         }
-        // What a pool can do that was never measured, nobody may take for granted.
-        let contended = level.is_some()
-            || estimate.capacity.is_none()
-            || estimate.waiting > decision.waiting_threshold / 2.0;
+        let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
         state.contended_ticks =
             if contended { CONTENDED_TICKS } else { state.contended_ticks.saturating_sub(1) };
         PoolTick { estimate, demand, decision, level, contended: state.contended_ticks > 0, rows }

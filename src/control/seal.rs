@@ -185,7 +185,7 @@ fn published(tick: &RowTick, grant: &Grant, old: Option<Limit>) -> Limit {
 fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
     let steer = |before: Limit, wanted: Limit, ceiling: Limit| match (before, wanted) {
         (Limit::Finite(from), Limit::Finite(to)) if !cfg!(feature = "bug-no-steer-bound") => {
-            let lowest = (from as f64 * down) as u64;
+            let lowest = (from as f64 * down).ceil() as u64;
             let of = ceiling.finite().unwrap_or(to.max(from));
             let highest = from.saturating_add(((of as f64 * STEER_UP_OF_CEILING) as u64).max(1));
             Limit::Finite(to.clamp(lowest.min(highest), highest))
@@ -214,6 +214,9 @@ fn yields(pool: &PoolTick, priority: u32) -> Yields {
     ranks.dedup();
     let part = match ranks.iter().position(|rank| *rank == priority).unwrap_or(0) {
         0 => return Yields::default(),
+        // Half for everybody below before a measurement: the room is small then, and without a
+        // backlog there would never be one.
+        _ if pool.estimate.capacity.is_none() => YIELDS_SECOND,
         _ if !pool.contended => YIELDS_IDLE,
         rank => {
             let last = ranks.len().saturating_sub(2).max(1);
