@@ -195,7 +195,7 @@ fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
     let tier_limit = steer(before.tier_limit, wanted.tier_limit, wanted.ceiling);
     let safe = steer(before.safe, wanted.safe, wanted.ceiling);
     // On its way down a limit may still be above the new ceiling; the ceiling comes down with it.
-    let ceiling = wanted.ceiling.max(tier_limit).max(safe);
+    let ceiling = steer(before.ceiling, wanted.ceiling, wanted.ceiling).max(tier_limit).max(safe);
     let key_limit = steer(before.key_limit, wanted.key_limit, wanted.ceiling).min(ceiling);
     Entry { tier_limit, key_limit, safe, ceiling }
 }

@@ -151,10 +151,14 @@ fn an_edit_moves_a_limit_at_most_30_percent_an_interval_and_arrives() {
     let mut before = limit(&run.settle(), "starter");
     run.controller.set_policy(policy("b", Limit::Finite(20_000)));
     let mut steps = 0;
-    while before > 20_000 {
-        let now = limit(&run.step(), "starter");
-        assert!(now as f64 >= 0.7 * before as f64 - 1.0 && now < before, "{before} to {now}");
-        (before, steps) = (now, steps + 1);
+    let mut ceiling = 240_000;
+    while before > 20_000 || ceiling > 20_000 {
+        let tick = run.step();
+        let now = limit(&tick, "starter");
+        assert!(now as f64 >= 0.7 * before as f64 && now <= before, "{before} to {now}");
+        let capped = tick.table.row("m", "starter").unwrap().limits[&TPM].ceiling.finite().unwrap();
+        assert!(capped as f64 >= 0.7 * ceiling as f64 && capped >= now, "{ceiling} to {capped}");
+        (before, ceiling, steps) = (now, capped, steps + 1);
         assert!(steps < 20, "the edit does not arrive");
     }
     let arrived = run.step();
