@@ -10,7 +10,6 @@
     reason = "a broken promise ends the test"
 )]
 
-mod node_support;
 mod support;
 
 use std::io::{BufRead, BufReader};
@@ -21,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use node_support::Upstream;
 use serde_json::json;
+use support::node::Upstream;
 use support::program::{Program, wait_for};
 use support::{call, get, replica, until};
 use tidegate::publish::file::load_table;
@@ -67,7 +66,7 @@ impl Drop for Node {
 
 impl Node {
     fn start(dir: &Path, controller: SocketAddr, upstream: &Upstream) -> Node {
-        std::fs::write(dir.join("keys.jsonl"), node_support::keys()).unwrap();
+        std::fs::write(dir.join("keys.jsonl"), support::node::keys()).unwrap();
         let config = format!(
             "node: n\nkeys: keys.jsonl\ncontroller_token_file: state/token\n\
              upstreams:\n  main: {{urls: [\"{}\"]}}\n",

@@ -1,6 +1,6 @@
 //! The same overloaded fleet, read by PromQL and read directly: both controllers decide the same.
 //!
-//! Needs a real Prometheus, as tests/control_prometheus.rs does.
+//! Needs a real Prometheus, as tests/control/prometheus.rs does.
 #![cfg(feature = "daemon")]
 #![allow(
     clippy::disallowed_methods,

@@ -12,14 +12,14 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-mod node_support;
+mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use node_support::*;
+use support::node::*;
 use tidegate::unit::{Dimension, Limit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -10,14 +10,14 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-mod node_support;
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
-use node_support::*;
+use support::node::*;
 use tidegate::unit::{Dimension, Limit};
 use tidegate::wire::LimitTable;
 

@@ -1,24 +1,13 @@
 //! `tidegate enforce` as a process: exit codes, addresses, signals.
 
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper that fails is a test that fails"
-)]
-
-mod node_support;
-
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
+use crate::support::node::*;
 use http::StatusCode;
 use http_body_util::BodyExt;
-use node_support::*;
 use tidegate::unit::Dimension;
 use tokio::time::Instant;
 

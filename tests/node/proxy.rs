@@ -1,21 +1,10 @@
 //! The proxy over real sockets: who gets in, what is answered, and that everything is settled once.
 
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper that fails is a test that fails"
-)]
-
-mod node_support;
-
 use std::time::Duration;
 
+use crate::support::node::*;
 use http::StatusCode;
 use http_body_util::BodyExt;
-use node_support::*;
 use serde_json::{Value, json};
 use tidegate::enforce::config::{RouteConfig, Secret};
 use tidegate::unit::{Dimension, Limit};

@@ -1,20 +1,9 @@
 //! Sources over real sockets: those that behave and those that do not.
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a broken promise ends the test"
-)]
-
-mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::{Manner, nobody, policy, replica, serve};
+use crate::support::{Manner, nobody, policy, replica, serve};
 use tidegate::observe::sources::Sources;
 use tidegate::observe::{Outcome, PoolRound};
 use tidegate::policy::{Policy, SourcePolicy};

@@ -2,24 +2,13 @@
 //!
 //! Needs the program `prometheus` (Debian's package of that name) in the path, or its place in
 //! `TIDEGATE_PROMETHEUS`. Without it the test says so, and fails where peers are required.
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a broken promise ends the test"
-)]
-
-mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::prometheus::Prometheus;
-use support::{Manner, policy, serve, until};
+use crate::support::prometheus::Prometheus;
+use crate::support::{Manner, policy, serve, until};
 use tidegate::observe::sources::Sources;
 use tidegate::observe::{Outcome, PoolRound, Reading};
 use tidegate::policy::{Policy, SourcePolicy};
@@ -58,7 +47,7 @@ async fn rates_come_from_sample_times_and_a_lost_replica_is_down() {
     let lasting = serve(Manner::Works(Instant::now())).await;
     let dying = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dying_addr = dying.local_addr().unwrap();
-    let serving = tokio::spawn(support::serve_on(dying, Manner::Works(Instant::now())));
+    let serving = tokio::spawn(crate::support::serve_on(dying, Manner::Works(Instant::now())));
     let targets = [lasting.to_string(), dying_addr.to_string()];
     let Some(prometheus) = Prometheus::scraping(dir.path(), &targets).await else { return };
     let policy = renamed(&format!("http://{}", prometheus.addr));

@@ -3,22 +3,11 @@
 //! It needs a virtual environment: `python3 -m venv target/venv && target/venv/bin/pip install
 //! openai`. Without one the test says so; with CI=true or TIDEGATE_REQUIRE_PEERS=1 it fails.
 
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper that fails is a test that fails"
-)]
-
-mod node_support;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use node_support::*;
+use crate::support::node::*;
 use tidegate::unit::Dimension;
 
 const SCRIPT: &str = r#"

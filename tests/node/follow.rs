@@ -1,28 +1,17 @@
 //! Where a node's table and keys come from: a file, a controller, its own disk; and what happens
 //! when one of them is wrong or away.
 
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper that fails is a test that fails"
-)]
-
-mod node_support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use crate::support::node::*;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use node_support::*;
 use tidegate::enforce::config::{KeySource, NodeConfig, Secret, TableSource};
 use tidegate::enforce::node::Node;
 use tidegate::unit::{Dimension, Limit};

@@ -1,22 +1,11 @@
 //! The proxy at its edges: clients that leave at any point, odd framings and paths, bodies nobody
 //! wants, answers that cannot be read.
 
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a helper that fails is a test that fails"
-)]
-
-mod node_support;
-
 use std::time::Duration;
 
+use crate::support::node::*;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
-use node_support::*;
 use serde_json::{Value, json};
 use tidegate::enforce::config::RouteConfig;
 use tidegate::unit::{Dimension, Limit};

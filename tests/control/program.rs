@@ -1,22 +1,11 @@
 //! The program itself: its signals and its exit codes. What a `kill -9` may not do: control_kills.rs.
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a broken promise ends the test"
-)]
-
-mod support;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::program::{Program, wait_for};
-use support::{call, get, metric, replica, until};
+use crate::support::program::{Program, wait_for};
+use crate::support::{call, get, metric, replica, until};
 use tidegate::wire::LimitTable;
 
 const PAGE: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 0\n\

@@ -1,21 +1,10 @@
 //! The controller's endpoints over real sockets.
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a broken promise ends the test"
-)]
-
-mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::{LONG, call, call_on, get};
 use bytes::Bytes;
-use support::{LONG, call, call_on, get};
 use tidegate::publish::board::{Announced, Board, ReloadRequest};
 use tidegate::publish::server::{Server, tls_config};
 use tidegate::publish::token::Token;
@@ -116,7 +105,7 @@ async fn a_stopping_server_sends_its_watchers_home() {
     let held = [("if-none-match", "\"1.4.9\"")];
     let waiting = tokio::spawn(async move { call(addr, "GET /v1/table?wait=60s", &held, b"").await });
     // Until the request is being waited upon.
-    support::until("a watcher", async || (Arc::strong_count(&stand.board) > 3).then_some(())).await;
+    crate::support::until("a watcher", async || (Arc::strong_count(&stand.board) > 3).then_some(())).await;
     let begun = Instant::now();
     stand.server.shutdown().await;
     assert_eq!(waiting.await.unwrap().status, 304);

@@ -1,22 +1,11 @@
 //! The daemon's loop: what survives bad edits, failing disks, restarts and lost state.
-#![cfg(feature = "daemon")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a broken promise ends the test"
-)]
-
-mod support;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::{call, get, loader, metric, replica, until};
+use crate::support::{call, get, loader, metric, replica, until};
 use tidegate::control::run::{Options, Running, StartError, start};
 use tidegate::policy::SourcePolicy;
 use tidegate::publish::file::load_table;

@@ -1,0 +1,18 @@
+//! The controller: its endpoints, sources, loop and process, in one program so that CI links once.
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a broken promise ends the test"
+)]
+
+mod http;
+mod observe;
+mod program;
+mod prometheus;
+mod run;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,18 @@
+//! The node: proxy, edges, following and process, in one program so that CI links once.
+#![cfg(feature = "daemon")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a broken promise ends the test"
+)]
+
+mod cli;
+mod edges;
+mod follow;
+mod openai;
+mod proxy;
+#[path = "../support/mod.rs"]
+mod support;
