@@ -48,7 +48,7 @@ async fn a_source_that_misbehaves_harms_only_itself() {
         (serve(Manner::BreaksOff(PAGE.to_owned())).await, "the answer broke off: "),
         (serve(Manner::Redirects(format!("http://{good}/metrics"))).await, "HTTP 302: redirects are not"),
         (serve(Manner::Encodes).await, "the answer is encoded as gzip"),
-        (serve(Manner::Answers(404, support::TEXT, PAGE.to_owned())).await, "HTTP 404"),
+        (serve(Manner::Answers(404, crate::support::TEXT, PAGE.to_owned())).await, "HTTP 404"),
         (replica("<html>\n").await, "line 1, column 1: expected a metric name"),
         (replica("go_goroutines 1\n").await, "no metric of the pool's signal map"),
         (replica("vllm:num_requests_running NaN\n").await, "running: `vllm:num_requests_running` is NaN"),
@@ -57,7 +57,8 @@ async fn a_source_that_misbehaves_harms_only_itself() {
             "line 3, column 1: the page ends without `# EOF`",
         ),
     ];
-    let (refused, busy) = (nobody().await, serve(Manner::Answers(503, support::TEXT, String::new())).await);
+    let (refused, busy) =
+        (nobody().await, serve(Manner::Answers(503, crate::support::TEXT, String::new())).await);
     let mut targets: Vec<String> = bad.iter().map(|(addr, _)| addr.to_string()).collect();
     targets.extend([good.clone(), good.clone(), open.to_string(), refused.to_string(), busy.to_string()]);
     let (mut sources, clock) = sources(&direct(targets, Duration::from_secs(1)));

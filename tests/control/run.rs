@@ -279,7 +279,7 @@ async fn tidegate(policies: &Path, state: &Path, listen: &str) -> (Option<i32>, 
     let child = command.spawn().unwrap();
     let id = child.id();
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    match tokio::time::timeout(support::LONG, output).await {
+    match tokio::time::timeout(crate::support::LONG, output).await {
         Ok(output) => {
             let output = output.unwrap();
             (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
