@@ -58,6 +58,7 @@ const SHELLS: &[&str] = &[
     "enforce/patient.rs",
     "enforce/report.rs",
     "enforce/serve.rs",
+    "enforce/shared.rs",
     "enforce/stream.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",

@@ -10,7 +10,7 @@ use crate::enforce::config::KeySource;
 use crate::enforce::follow::{FollowError, Follower};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::{KEYS_BYTES_MAX, Keyring, KeyringError};
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {

@@ -10,7 +10,7 @@ use http_body_util::Full;
 
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::wire::table::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, Stamp};
 

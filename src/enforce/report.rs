@@ -13,7 +13,7 @@ use http_body_util::Full;
 use crate::enforce::client::{HttpClient, join};
 use crate::enforce::config::Secret;
 use crate::enforce::follow_http::chain;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
