@@ -15,7 +15,6 @@ use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
 use crate::enforce::shared::Shared;
-use crate::wire::table::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, Stamp};
 
 /// Runs until dropped.
