@@ -106,8 +106,13 @@ pub struct Caps {
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    /// From a head's first byte to its last.
     pub header_seconds: u64,
+    /// Between a client's requests.
+    pub keep_alive_seconds: u64,
     pub body_seconds: u64,
+    /// For a client to take 16 kB of an answer that waits for it.
+    pub write_seconds: u64,
     /// Until a stream begins.
     pub first_byte_seconds: u64,
     /// Until an answer in one piece begins: the whole of it is made before.
@@ -252,7 +257,9 @@ impl Default for Caps {
             keys: 100_000,
             connect_seconds: 2,
             header_seconds: 10,
+            keep_alive_seconds: 60,
             body_seconds: 30,
+            write_seconds: 60,
             first_byte_seconds: 120,
             answer_seconds: 600,
             idle_seconds: 60,
