@@ -8,8 +8,8 @@
 //! Pure and incremental: bytes in, in any pieces; the place of the first bad one out. Of a head
 //! only the fields that frame the body are kept.
 
-/// Longest value of a field that frames the body; the sane ones are far shorter.
-const VALUE_BYTES_MAX: usize = 32;
+use crate::bounds::FRAMING_VALUE_BYTES_MAX;
+
 const CONTENT_LENGTH: &[u8] = b"content-length";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 /// As long as the longer of the two names, and one more to tell it from longer ones.
@@ -124,7 +124,7 @@ impl Framing {
                 if self.frames() {
                     self.value.push(byte.to_ascii_lowercase());
                 }
-                (self.value.len() <= VALUE_BYTES_MAX).then_some(At::Value)
+                (self.value.len() <= FRAMING_VALUE_BYTES_MAX).then_some(At::Value)
             }
             (At::Lf(line), b'\n') => self.line(line),
             (At::ChunkSize(size), _) if byte.is_ascii_hexdigit() => {

@@ -13,11 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use crate::bounds::WRITE_PROGRESS_MIN;
 use crate::enforce::framing::Framing;
 
-/// Of what waits to be written, this much is through in time, or the connection ends: a client
-/// that reads a byte now and then is as deaf as one that reads none.
-const PROGRESS: usize = 16 << 10;
 /// What the HTTP library is given in place of a byte that is refused: bad wherever it stands, and
 /// the end of a head, since a head is looked at when it is whole.
 const BAD: &[u8] = b"\0\r\n\r\n";
@@ -27,7 +25,7 @@ const BAD: &[u8] = b"\0\r\n\r\n";
 pub struct Patience {
     /// From a head's first byte, or the connection's begin, to the head's end.
     pub head: Duration,
-    /// To take [`PROGRESS`] bytes.
+    /// To take [`WRITE_PROGRESS_MIN`] bytes.
     pub write: Duration,
 }
 
@@ -105,7 +103,7 @@ impl Patient {
         match &polled {
             Poll::Ready(Ok(bytes)) => {
                 self.progress += bytes;
-                if *bytes == wanted || self.progress >= PROGRESS {
+                if *bytes == wanted || self.progress >= WRITE_PROGRESS_MIN {
                     self.write_timer = None;
                 }
                 polled
