@@ -68,6 +68,7 @@ const SHELLS: &[&str] = &[
     "enforce/patient.rs",
     "enforce/report.rs",
     "enforce/serve.rs",
+    "enforce/shared.rs",
     "enforce/stream.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",

@@ -22,7 +22,7 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
 use crate::enforce::ticket::{Refusal, RefusalReason, Settlement, Verdict};
 use crate::enforce::upstream::{Outstanding, Routing, Upstream};
