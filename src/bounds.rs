@@ -126,6 +126,24 @@ bounds! {
         ABSENCES_MAX: u32, count = 30, "forgotten";
         /// Most instances remembered for one Prometheus.
         INSTANCES_MAX: usize, count = 10_000, "not counted";
+        /// Most warnings kept of one round of a source, and most characters of each.
+        SOURCE_WARNINGS_MAX: usize, count = 8, "not told";
+        /// Longest text of a source that is repeated, characters.
+        SOURCE_TEXT_MAX: usize, count = 300, "cut off";
+        /// Largest file that holds a source's secret, certificate or key.
+        SECRET_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused; the last good one stays";
+        /// Longest that a source is left alone after it asked for that or refused.
+        SOURCE_BACKOFF_MAX: Duration, time = Duration::from_secs(60), "asked again";
+        /// Most targets of one pool, over its list, files and names.
+        TARGETS_MAX: usize, count = 4_096, "left out, and said so";
+        /// Largest `file_sd` file.
+        FILE_SD_BYTES_MAX: usize, bytes = 1 << 20, "refused; what it last said stays";
+        /// Most `file_sd` files of one pool, over its patterns.
+        FILE_SD_FILES_MAX: usize, count = 64, "left out, and said so";
+        /// Longest that one DNS lookup is waited for.
+        LOOKUP_WAIT_MAX: Duration, time = Duration::from_secs(5), "failed; what it last said stays";
+        /// Longest that the addresses of a name are used after its last good lookup.
+        LOOKUP_KEPT_MAX: Duration, time = Duration::from_secs(600), "its targets are forgotten, not said to be gone";
         /// Most replicas remembered for one pool.
         REPLICAS_MAX: usize, count = 16_384, "not counted";
     }

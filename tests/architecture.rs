@@ -70,6 +70,8 @@ const SHELLS: &[&str] = &[
     "enforce/serve.rs",
     "enforce/shared.rs",
     "enforce/stream.rs",
+    "observe/access.rs",
+    "observe/discover.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",
