@@ -30,9 +30,10 @@
 //! | [`estimate`] | `unit`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
+//! | [`metrics`] | `unit` | lets a client choose a label, or encodes a page for every reader |
 //! | [`publish`] | `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `unit`, `wire` | waits for the controller; admits without a table |
-//! | [`control`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`enforce`] | `unit`, `wire`, `metrics` | waits for the controller; admits without a table |
+//! | [`control`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -108,6 +109,8 @@ pub mod demo;
 pub mod enforce;
 #[cfg(feature = "control")]
 pub mod estimate;
+#[cfg(feature = "daemon")]
+pub mod metrics;
 #[cfg(feature = "control")]
 pub mod observe;
 #[cfg(feature = "control")]

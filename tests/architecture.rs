@@ -18,9 +18,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
+    ("metrics", &["unit"]),
     ("publish", &["unit", "wire"]),
-    ("enforce", &["unit", "wire"]),
-    ("control", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"]),
+    ("enforce", &["unit", "wire", "metrics"]),
+    (
+        "control",
+        &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "metrics", "publish"],
+    ),
     ("sim", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce", "control"]),
     ("demo", &["unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
@@ -31,7 +35,6 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
-    "control/conclusions.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
@@ -59,6 +62,8 @@ const SHELLS: &[&str] = &[
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/stream.rs",
+    "metrics/mod.rs",
+    "metrics/process.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
-use tidegate::control::metrics::REVISION;
+use tidegate::metrics::REVISION;
 
 /// Dynamic, load-aware rate limits.
 #[derive(Parser)]

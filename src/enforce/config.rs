@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::metrics::Detail;
+use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
 use crate::wire::table::NAME_BYTES_MAX;
 
@@ -44,6 +46,8 @@ pub struct NodeConfig {
     pub admin_token: Option<Secret>,
     pub routing: RoutingConfig,
     pub caps: Caps,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Where tables come from.
@@ -144,6 +148,8 @@ struct ConfigFile {
     routes: Vec<RouteConfig>,
     #[serde(default)]
     caps: Caps,
+    #[serde(default)]
+    metrics_detail: Detail,
 }
 
 // === impl NodeConfig ===
@@ -196,6 +202,7 @@ impl NodeConfig {
             admin_token: secret(&file.admin_token_file).transpose()?,
             routing,
             caps: file.caps,
+            metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
         })
     }
 
@@ -218,6 +225,7 @@ impl NodeConfig {
             admin_token: None,
             routing,
             caps: Caps::default(),
+            metrics: PageOptions::fresh(),
         }
     }
 }

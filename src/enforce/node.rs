@@ -27,6 +27,7 @@ use crate::enforce::report::Reporter;
 use crate::enforce::serve::{Bounds, DRAIN, serve};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
+use crate::metrics::Page;
 use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Offer, TableError, UsageReport};
 
@@ -128,6 +129,8 @@ impl Node {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
+            page: Page::new(config.metrics.max_age),
+            detail: config.metrics.detail,
         });
         servers.spawn(serve(
             admin,
