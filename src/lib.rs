@@ -30,6 +30,7 @@
 //! | [`estimate`] | `unit`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
+//! | [`dashboard`] | nothing | names a metric that no page has |
 //! | [`metrics`] | `unit` | lets a client choose a label, or encodes a page for every reader |
 //! | [`publish`] | `unit`, `wire` | decides, or announces what is not on disk |
 //! | [`enforce`] | `unit`, `wire`, `metrics` | waits for the controller; admits without a table |
@@ -102,6 +103,8 @@
 pub mod allocate;
 #[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "daemon")]
+pub mod dashboard;
 #[cfg(feature = "control")]
 pub mod decide;
 #[cfg(feature = "daemon")]

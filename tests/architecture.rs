@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
+    ("dashboard", &[]),
     ("metrics", &["unit"]),
     ("publish", &["unit", "wire"]),
     ("enforce", &["unit", "wire", "metrics"]),
