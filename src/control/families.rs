@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::allocate::Bound;
+use crate::bounds::POOLS_SHOWN_MAX;
+use crate::bounds::SHARES_SHOWN_MAX;
 use crate::control::PoolTick;
 use crate::control::Tick;
 use crate::control::metrics::Latest;
@@ -18,9 +20,7 @@ use crate::estimate::Freshness;
 use crate::metrics::Detail;
 use crate::metrics::Family;
 use crate::metrics::Folding;
-use crate::metrics::POOLS_SHOWN_MAX;
 use crate::metrics::RowName;
-use crate::metrics::SHARES_SHOWN_MAX;
 use crate::metrics::Sheet;
 use crate::unit::{Dimension, Limit, PPM, PoolId, WorkUnit};
 use crate::wire::Entry;

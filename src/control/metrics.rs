@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::families;
 use crate::metrics::Page;
@@ -23,8 +24,6 @@ use crate::wire::Stamp;
 const NODE_SILENT_INTERVALS: u32 = 5;
 /// A silent node is forgotten after this long, seconds.
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
-/// Most nodes counted.
-const NODES_MAX: usize = 10_000;
 /// Of a turn's length, seconds: sources have one, the disk has the rest.
 const TURN_BUCKETS: [f64; 8] = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 10.0];
 
@@ -177,7 +176,7 @@ impl Metrics {
         }
         seen.newest.retain(|pool, _| round.pools.contains_key(pool));
         for report in &round.usage {
-            if seen.nodes.len() < NODES_MAX || seen.nodes.contains_key(&report.node) {
+            if seen.nodes.len() < METRIC_NODES_MAX || seen.nodes.contains_key(&report.node) {
                 seen.nodes.insert(report.node.clone(), (now, report.applied));
             }
         }

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Registry};
 
+use crate::bounds::POOLS_SHOWN_MAX;
 use crate::enforce::allowance::Portion;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Cap, RefusalReason, Scope};
 use crate::metrics::Detail;
 use crate::metrics::Family;
 use crate::metrics::Folding;
-use crate::metrics::POOLS_SHOWN_MAX;
 use crate::metrics::RowName;
 use crate::metrics::Sheet;
 use crate::unit::{Dimension, Instant, NodeId, PPM};

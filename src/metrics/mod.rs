@@ -16,20 +16,13 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use prometheus::{Encoder, TextEncoder};
 use serde::Deserialize;
 
+use crate::bounds::PAGE_MAX_AGE;
+use crate::bounds::ROWS_SHOWN_MAX;
 use crate::unit::{Clock, Instant, ModelId, PoolId, SystemClock, TierId};
 
 /// The commit of this build, where whoever built it said so in the environment:
 /// `TIDEGATE_REVISION=$(git rev-parse --short=12 HEAD) cargo build`.
 pub const REVISION: Option<&str> = option_env!("TIDEGATE_REVISION");
-
-/// A page is encoded at most once in this time: asking for it often costs its reader, not us.
-const PAGE_MAX_AGE: Duration = Duration::from_secs(1);
-/// Rows of model and tier shown; those beyond are summed as `other`.
-pub const ROWS_SHOWN_MAX: usize = 2_048;
-/// Pools shown.
-pub const POOLS_SHOWN_MAX: usize = 256;
-/// Shares of nodes shown, over all pools; those beyond are summed as `other`.
-pub const SHARES_SHOWN_MAX: usize = 1_024;
 
 /// How much of a policy's rows a page shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{Instant, ModelId, PoolId, TierId};
 use crate::wire::table::SCHEMA;
-use crate::wire::usage::{REPORT_BYTES_MAX, REPORT_ROWS_MAX};
 use crate::wire::{PoolUsage, UsageReport, UsageRow, Work};
 
 use super::Limiter;
