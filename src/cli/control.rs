@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use tidegate::bounds::JOURNAL_BYTES_MAX;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
+use tidegate::metrics::{Detail, PageOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
@@ -38,6 +39,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "TIDEGATE_TLS_KEY")]
     tls_key: Option<PathBuf>,
 
+    /// Rows on /metrics: full (every model and tier), tier (summed over models), or pool (none)
+    #[arg(long, value_name = "LEVEL", default_value = "full", env = "TIDEGATE_METRICS_DETAIL")]
+    metrics_detail: Detail,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -66,6 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         token_file: args.token_file,
         journal_bytes_max: JOURNAL_BYTES_MAX,
         collect: None,
+        metrics: PageOptions { detail: args.metrics_detail, ..PageOptions::default() },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(options));

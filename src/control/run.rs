@@ -16,6 +16,7 @@ use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
 use crate::control::resume::{first_policy, resume};
 use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
+use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
 use crate::publish::lock::StateLock;
@@ -39,6 +40,8 @@ pub struct Options {
     /// Without state, how long node reports are collected before the first tick; the policy's
     /// interval unless stated.
     pub collect: Option<Duration>,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Why a controller did not start.
@@ -78,6 +81,7 @@ impl Options {
             token_file: None,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             collect: None,
+            metrics: PageOptions::fresh(),
         }
     }
 
@@ -109,7 +113,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         None => Token::read_or_create(&options.state),
     };
     let token = token.map_err(failed)?;
-    let metrics = Metrics::new().map_err(failed)?;
+    let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
     let loaded = policy(&options, &metrics)?;
     let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;

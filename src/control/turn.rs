@@ -99,13 +99,16 @@ impl Turns {
 
     async fn turn(&mut self) -> Result<(), String> {
         self.take_policy();
+        let begun = self.clock.now();
         let pools = self.sources.observe_round().await;
         let round = Round { pools, usage: self.board.inbox.drain() };
         let now = self.clock.now();
         let tick = self.controller.tick(now, &round);
         self.metrics.observe_round(&mut self.seen, now, &round);
         self.metrics.observe_tick(&tick);
-        self.publish(&tick, &round).await
+        let published = self.publish(&tick, &round).await;
+        self.metrics.turned(self.clock.now().since(begun));
+        published
     }
 
     fn take_policy(&mut self) {
@@ -114,7 +117,6 @@ impl Turns {
         }
         let loaded = Arc::clone(&self.accepted.borrow_and_update());
         self.sources.set_policy(&loaded.policy);
-        self.metrics.forget_pools();
         self.controller.set_policy(Arc::clone(&loaded.policy));
     }
 

@@ -28,7 +28,7 @@ pub type Reloaded = Result<String, String>;
 /// Asks for a reload; answered once.
 pub type ReloadRequest = oneshot::Sender<Reloaded>;
 /// Writes the metrics page.
-pub type MetricsPage = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+pub type MetricsPage = Box<dyn Fn() -> Bytes + Send + Sync>;
 
 pub struct Board {
     announced: watch::Sender<Option<Arc<Announced>>>,
