@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
+use tidegate::control::settle::SETTLED_AFTER;
 use tidegate::publish::journal::JOURNAL_BYTES_MAX;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -66,6 +67,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         token_file: args.token_file,
         journal_bytes_max: JOURNAL_BYTES_MAX,
         collect: None,
+        settle: SETTLED_AFTER,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(options));

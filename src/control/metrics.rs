@@ -26,6 +26,9 @@ const NODE_FORGOTTEN_AFTER: f64 = 600.0;
 /// Most nodes counted.
 const NODES_MAX: usize = 10_000;
 
+/// Parts of a full table above which an alarm is on, and their labels.
+pub const TABLE_ALARMS: [(f64, &str); 2] = [(0.5, "0.5"), (0.8, "0.8")];
+
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -51,6 +54,9 @@ pub struct Metrics {
     publish_failures: IntCounterVec,
     reload_successful: IntGauge,
     reload_failures: IntCounter,
+    policy_held: IntGauge,
+    turns_failed: IntCounter,
+    table_alarm: IntGaugeVec,
     nodes: IntGaugeVec,
     conclusions: Conclusions,
 }
@@ -116,6 +122,22 @@ impl Metrics {
                 r,
                 "tidegate_policy_reload_failures_total",
                 "Policy edits that were refused.",
+            )?,
+            policy_held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+            turns_failed: counter(
+                r,
+                "tidegate_control_turns_failed_total",
+                "Turns that made no table: the policy could not be stepped.",
+            )?,
+            table_alarm: gauges(
+                r,
+                "tidegate_publish_table_alarm",
+                "1 while the table fills more than this part of what nodes take (bytes, rows or shares).",
+                &["above"],
             )?,
             nodes: gauges(
                 r,
@@ -205,6 +227,26 @@ impl Metrics {
         }
     }
 
+    /// How much of what a consumer takes the table fills.
+    pub fn table_filled(&self, part: f64) {
+        for (above, label) in TABLE_ALARMS {
+            self.table_alarm.with_label_values(&[label]).set(i64::from(part > above));
+        }
+    }
+
+    /// A former policy is held in force by an operator, or is no longer.
+    pub fn held(&self, held: bool) {
+        self.policy_held.set(i64::from(held));
+        if held {
+            self.reload_successful.set(0);
+        }
+    }
+
+    /// A turn made no table.
+    pub fn turn_failed(&self) {
+        self.turns_failed.inc();
+    }
+
     pub fn durable(&self, durable: bool) {
         self.durable.set(i64::from(durable));
     }
@@ -215,7 +257,9 @@ impl Metrics {
 
     pub fn reloaded(&self, successful: bool) {
         self.reload_successful.set(i64::from(successful));
-        if !successful {
+        if successful {
+            self.policy_held.set(0);
+        } else {
             self.reload_failures.inc();
         }
     }

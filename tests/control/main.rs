@@ -9,10 +9,13 @@
     reason = "a broken promise ends the test"
 )]
 
+mod edits;
 mod http;
 mod observe;
+mod policies;
 mod program;
 mod prometheus;
+mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
