@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tidegate::bounds::JOURNAL_BYTES_MAX;
+use tidegate::bounds::SETTLED_AFTER;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
-use tidegate::control::settle::SETTLED_AFTER;
-use tidegate::publish::journal::JOURNAL_BYTES_MAX;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;

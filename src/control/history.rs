@@ -5,18 +5,17 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::HELD_NOTE_BYTES_MAX;
+use crate::bounds::KEPT_BYTES_MAX;
+use crate::bounds::KEPT_POLICIES_MAX;
 use crate::control::reload::Loaded;
 use crate::publish::file::{Access, read_bounded, write_atomic};
 use crate::wire::Stamp;
 
 /// Name of the former policies in a state directory.
 const KEPT: &str = "policies.json";
-/// Most policies kept, and most bytes of them.
-const KEPT_MAX: usize = 16;
-const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Name of the note that a policy is held.
 const HELD: &str = "held.json";
-const HELD_BYTES_MAX: usize = 4 << 10;
 
 /// A policy that was in force from a version on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,7 +66,7 @@ pub fn keep(state: &Path, loaded: &Loaded, stamp: Stamp) -> Result<Vec<Since>, S
         let since = Since { policy: policy.clone(), epoch: stamp.epoch, version: stamp.version };
         all.push(Kept { since, files: loaded.texts()? });
         let mut bytes = encode(&all)?;
-        while all.len() > 1 && (all.len() > KEPT_MAX || bytes.len() > KEPT_BYTES_MAX) {
+        while all.len() > 1 && (all.len() > KEPT_POLICIES_MAX || bytes.len() > KEPT_BYTES_MAX) {
             all.remove(0);
             bytes = encode(&all)?;
         }
@@ -119,7 +118,7 @@ pub fn release(state: &Path) {
 
 /// What is held, where the directory is still what it was then.
 pub fn held(state: &Path, directory: &str) -> Option<Held> {
-    let bytes = read_bounded(&state.join(HELD), HELD_BYTES_MAX).ok()??;
+    let bytes = read_bounded(&state.join(HELD), HELD_NOTE_BYTES_MAX).ok()??;
     let held: Held = serde_json::from_slice(&bytes).ok()?;
     (held.directory == directory).then_some(held)
 }

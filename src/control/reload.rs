@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::bounds::DIRECTORY_ENTRIES_MAX;
+use crate::bounds::LAST_GOOD_BYTES_MAX;
+use crate::bounds::RELOADS_WAITING_MAX;
+use crate::bounds::UNSETTLED_MAX;
 use crate::control::fence::fenced;
 use crate::control::history::{self, Held};
 use crate::control::metrics::Metrics;
@@ -28,16 +32,9 @@ use crate::unit::{Clock, Instant};
 
 /// How often the directory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(125);
-/// Most files looked at.
-const FILES_MAX: usize = 10_000;
-/// Most requests that wait for one reading.
-const WAITING_MAX: usize = 16;
-/// Whoever asks while the directory keeps changing is told so after this long.
-const CHURN_MAX: Duration = Duration::from_secs(5);
 
 /// Name of the last good policy in a state directory.
 const LAST_GOOD: &str = "policy.json";
-const LAST_GOOD_BYTES_MAX: usize = 64 << 20;
 
 /// A policy that passed every check, with the files it came from.
 #[derive(Clone, Debug)]
@@ -162,7 +159,7 @@ impl Waiting {
     }
 
     fn in_vain(&self, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.since(since) > CHURN_MAX)
+        self.since.is_some_and(|since| now.since(since) > UNSETTLED_MAX)
     }
 
     fn answer(&mut self, reloaded: &Reloaded) {
@@ -183,7 +180,7 @@ impl Reloader {
         let mut waiting = Waiting::default();
         loop {
             tokio::select! {
-                request = self.requests.recv(), if waiting.requests.len() < WAITING_MAX => match request {
+                request = self.requests.recv(), if waiting.requests.len() < RELOADS_WAITING_MAX => match request {
                     Some(request) => waiting.join(self.clock.now(), request),
                     None => return,
                 },
@@ -308,7 +305,7 @@ impl Reloader {
 pub fn fingerprint(dir: &Path) -> Fingerprint {
     let mut files = Fingerprint::new();
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    for entry in entries.take(FILES_MAX) {
+    for entry in entries.take(DIRECTORY_ENTRIES_MAX) {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !load::is_policy(&name) {
             continue;

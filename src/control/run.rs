@@ -10,18 +10,19 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::bounds::JOURNAL_BYTES_MAX;
+use crate::bounds::SETTLED_AFTER;
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::history;
 use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
 use crate::control::resume::{First, first_policy, resume};
-use crate::control::settle::{SETTLED_AFTER, Settling};
+use crate::control::settle::Settling;
 use crate::control::standing::{Origin, Standing};
 use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
 use crate::observe::sources::Sources;
 use crate::policy::load::{self, Contents};
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
-use crate::publish::journal::JOURNAL_BYTES_MAX;
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
@@ -295,6 +296,6 @@ impl Running {
             }
         };
         let drained = async { tokio::join!(turns, self.server.shutdown()) };
-        let _ = tokio::time::timeout(crate::publish::server::DRAIN, drained).await;
+        let _ = tokio::time::timeout(crate::bounds::SERVER_DRAIN, drained).await;
     }
 }

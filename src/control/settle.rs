@@ -9,12 +9,8 @@
 
 use std::time::Duration;
 
+use crate::bounds::UNREAD_MAX;
 use crate::unit::Instant;
-
-/// Two reads this far apart must be equal.
-pub const SETTLED_AFTER: Duration = Duration::from_millis(500);
-/// Contents are read at least this often, whatever the looks say.
-pub const READ_EVERY: Duration = Duration::from_secs(5);
 
 /// What a directory looked like: one line for every policy file.
 pub type Fingerprint = Vec<(String, [i128; 5])>;
@@ -67,7 +63,7 @@ impl Settling {
         }
         match &self.first {
             Some((at, _)) => now.since(*at) >= self.apart,
-            None => self.moved || asked || now.since(self.read_at) >= READ_EVERY,
+            None => self.moved || asked || now.since(self.read_at) >= UNREAD_MAX,
         }
     }
 
@@ -96,6 +92,7 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounds::SETTLED_AFTER;
 
     /// A directory of one file on a disk whose looks may lie.
     struct Disk {

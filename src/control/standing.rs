@@ -7,13 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::DIAGNOSTICS_BYTES_SHOWN_MAX;
+use crate::bounds::QUARANTINE_MAX;
 use crate::control::history::Since;
 use crate::publish::board::Board;
-
-/// Most bytes of diagnostics shown; the log has all of them.
-const DIAGNOSTICS_BYTES_MAX: usize = 64 << 10;
-/// Most policies in quarantine; the oldest leaves it.
-const QUARANTINE_MAX: usize = 16;
 
 /// Why a policy is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,9 +132,9 @@ impl Quarantined {
 }
 
 fn cut(text: &str) -> String {
-    if text.len() <= DIAGNOSTICS_BYTES_MAX {
+    if text.len() <= DIAGNOSTICS_BYTES_SHOWN_MAX {
         return text.to_owned();
     }
-    let end = (0..=DIAGNOSTICS_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=DIAGNOSTICS_BYTES_SHOWN_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}\n... the log has all of it\n", text.get(..end).unwrap_or_default())
 }

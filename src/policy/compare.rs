@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::bounds::WIDENED_SHOWN_MAX;
 use crate::policy::{Grant, Policy};
 use crate::unit::{Dimension, Limit};
-
-/// Most lines; the last one says how many are missing.
-const SHOWN_MAX: usize = 50;
 
 /// One line for every limit that is wider in `new` than in `old`, and for every row that is new.
 pub fn widened(old: &Policy, new: &Policy) -> Vec<String> {
@@ -24,7 +22,7 @@ pub fn widened(old: &Policy, new: &Policy) -> Vec<String> {
                 }
             };
             for line in lines {
-                if found.len() < SHOWN_MAX {
+                if found.len() < WIDENED_SHOWN_MAX {
                     found.push(line);
                 } else {
                     more += 1;

@@ -10,18 +10,16 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::bounds::DIRECTORY_ENTRIES_MAX;
+use crate::bounds::POLICY_DIRECTORY_BYTES_MAX;
+use crate::bounds::POLICY_FILE_BYTES_MAX;
+use crate::bounds::POLICY_FILES_MAX;
 use crate::policy::Policy;
 use crate::policy::check::{self, Product};
 use crate::policy::diagnostic::Diagnostic;
-use crate::policy::file::{self, FILE_BYTES_MAX};
+use crate::policy::file;
 use crate::policy::report::Report;
 use crate::policy::shape;
-
-/// Most policy files of one directory.
-pub const FILES_MAX: usize = 256;
-
-/// Most bytes of all policy files of one directory together.
-pub const DIR_BYTES_MAX: usize = 16 << 20;
 
 /// What a directory holds, before anyone has judged it.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +94,7 @@ pub fn load_bytes(mut files: Vec<(String, Vec<u8>)>) -> Result<Loaded, Vec<Diagn
     }) {
         report.push(Diagnostic::of_file(&twice, "the file is there twice", "keep one"));
     }
-    if files.len() > FILES_MAX {
+    if files.len() > POLICY_FILES_MAX {
         report.push(too_many("policy"));
     }
     check_files(files, report)
@@ -153,8 +151,14 @@ fn check_files(files: Vec<(String, Vec<u8>)>, mut report: Report) -> Result<Load
 
 fn read_dir(dir: &Path, report: &mut Report) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
+    for (at, entry) in fs::read_dir(dir)?.enumerate() {
         let name = entry?.file_name();
+        if at >= DIRECTORY_ENTRIES_MAX {
+            let message = format!("there are more than {DIRECTORY_ENTRIES_MAX} entries");
+            let help = "give the policy a directory of its own";
+            report.push(Diagnostic::of_file(&dir.display().to_string(), message, help));
+            return Ok(Vec::new());
+        }
         match name.to_str() {
             Some(name) if is_policy(name) => names.push(name.to_owned()),
             Some(_) => {}
@@ -164,19 +168,19 @@ fn read_dir(dir: &Path, report: &mut Report) -> std::io::Result<Vec<(String, Vec
             }
             None => {}
         }
-        if names.len() > FILES_MAX {
+        if names.len() > POLICY_FILES_MAX {
             report.push(too_many(&dir.display().to_string()));
             return Ok(Vec::new());
         }
     }
     names.sort();
     let mut files = Vec::with_capacity(names.len());
-    let mut left = DIR_BYTES_MAX;
+    let mut left = POLICY_DIRECTORY_BYTES_MAX;
     for name in names {
         match read_file(&dir.join(&name)) {
-            Ok(bytes) if bytes.len() > FILE_BYTES_MAX => report.push(file::too_large(&name)),
+            Ok(bytes) if bytes.len() > POLICY_FILE_BYTES_MAX => report.push(file::too_large(&name)),
             Ok(bytes) if bytes.len() > left => {
-                let message = format!("the files up to this one are larger than {DIR_BYTES_MAX} bytes");
+                let message = format!("the files up to this one are larger than {POLICY_DIRECTORY_BYTES_MAX} bytes");
                 let help = "none was parsed; a policy of the largest limit table needs a tenth of that";
                 report.push(Diagnostic::of_file(&name, message, help));
                 return Ok(Vec::new());
@@ -201,13 +205,13 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(std::io::Error::other("it is not a file"));
     }
-    let expected = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(FILE_BYTES_MAX);
+    let expected = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(POLICY_FILE_BYTES_MAX);
     let mut bytes = Vec::with_capacity(expected + 1);
-    fs::File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path)?.take(POLICY_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 fn too_many(place: &str) -> Diagnostic {
-    let message = format!("there are more than {FILES_MAX} policy files");
+    let message = format!("there are more than {POLICY_FILES_MAX} policy files");
     Diagnostic::of_file(place, message, "merge some of them; one file may hold many pools and models")
 }

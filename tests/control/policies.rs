@@ -1,5 +1,6 @@
 //! Bad policies at a running controller: each of them is told, and changes nothing else.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -8,14 +9,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::{call, get, loader, metric, policy, replica, until};
+use tidegate::bounds::SETTLED_AFTER;
+use tidegate::bounds::TABLE_BYTES_MAX;
 use tidegate::control::reload::{Loaded, Loader};
 use tidegate::control::run::{Options, Running, start};
-use tidegate::control::settle::SETTLED_AFTER;
 use tidegate::control::standing::Origin;
-use tidegate::policy::SourcePolicy;
+use tidegate::policy::{Grant, ModelPolicy, Policy, SourcePolicy};
 use tidegate::publish::file::load_table;
+use tidegate::unit::{Dimension, Limit, ModelId, PoolId, TierId};
 use tidegate::wire::LimitTable;
-use tidegate::wire::table::TABLE_BYTES_MAX;
 use tracing_subscriber::fmt::MakeWriter;
 
 const PAGE: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 0\n\
@@ -142,6 +144,8 @@ async fn c01_c02_c03_c04_c05_c08_c09_c15_every_bad_policy_is_told_and_leaves_the
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().json().with_writer(log.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
+    // With one subscriber only, a line that another test's thread reaches first is never logged.
+    let _other = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     let settle = if long() { SETTLED_AFTER } else { Duration::from_millis(20) };
     let target = replica(PAGE).await;
     let place = Place::start(Loader::checked(), &[("chat.yaml", &good(target))], settle).await;
@@ -237,19 +241,26 @@ fn poisonous(target: SocketAddr) -> Loader {
         match policy.digest.as_str() {
             "666" => policy.interval = Duration::MAX,
             "667" => panic!("the check of {} panics", policy.digest),
-            "668" => policy = wide(policy),
+            "668" => policy = wide(policy, 9_000),
             _ => {}
         }
         Ok(Loaded { policy: Arc::new(policy), ..loaded })
     })
 }
 
-/// So many rows of so long names that no node takes their table.
-fn wide(mut policy: tidegate::policy::Policy) -> tidegate::policy::Policy {
-    let model = policy.models["m"].clone();
-    let name = |at: usize| format!("{at:05}-{}", "x".repeat(240));
-    policy.models = (0..20_000).map(|at| (name(at).as_str().into(), model.clone())).collect();
-    policy
+/// So many rows of so long names: some 1.4 kB each in a table.
+fn wide(mut made: Policy, rows: usize) -> Policy {
+    let model = made.models["m"].clone();
+    let grant = &model.tiers["free"];
+    let long = |at: usize| format!("{at:05}-{}", "x".repeat(240));
+    let pool = PoolId::new(long(0));
+    made.pools = made.pools.into_values().map(|policy| (pool.clone(), policy)).collect();
+    let limits: BTreeMap<Dimension, Limit> = Dimension::ALL.into_iter().map(|d| (d, Limit::Finite(9))).collect();
+    let grant = Grant { key_limits: limits, ..grant.clone() };
+    let tiers: BTreeMap<TierId, Grant> = [(TierId::new(long(0)), grant)].into();
+    let models = (0..rows).map(|at| (ModelId::new(long(at)), ModelPolicy { pool: pool.clone(), tiers: tiers.clone() }));
+    made.models = models.collect();
+    made
 }
 
 async fn with_policy(place: &Place, digest: &str) -> LimitTable {
@@ -353,11 +364,8 @@ async fn d11_alarms_are_on_above_half_and_four_fifths_of_what_a_node_takes() {
     let source = SourcePolicy::Direct { targets: vec![replica(PAGE).await.to_string()] };
     let parse = move |contents: tidegate::policy::load::Contents| {
         let count: usize = String::from_utf8_lossy(&contents.files[0].1).trim().parse().unwrap();
-        let mut made = policy(source.clone(), Duration::from_millis(500), 50_000, &count.to_string());
-        let model = made.models["m"].clone();
-        let name = |at: usize| format!("{at:05}-{}", "x".repeat(240));
-        made.models = (0..count).map(|at| (name(at).as_str().into(), model.clone())).collect();
-        let policy = Arc::new(made);
+        let made = policy(source.clone(), Duration::from_millis(500), 50_000, &count.to_string());
+        let policy = Arc::new(wide(made, count));
         Ok(Loaded { policy, files: contents.files, warnings: Vec::new(), origin: Origin::Directory })
     };
     let files = [("p.yaml", "100")];
