@@ -46,6 +46,8 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
+    "control/conclusions.rs",
+    "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",

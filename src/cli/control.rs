@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tidegate::bounds::JOURNAL_BYTES_MAX;
+use tidegate::bounds::SETTLED_AFTER;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
 use tidegate::metrics::{Detail, PageOptions};
@@ -72,6 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         journal_bytes_max: JOURNAL_BYTES_MAX,
         collect: None,
         metrics: PageOptions { detail: args.metrics_detail, ..PageOptions::default() },
+        settle: SETTLED_AFTER,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(options));

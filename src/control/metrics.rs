@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
@@ -26,6 +28,9 @@ const NODE_SILENT_INTERVALS: u32 = 5;
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
 /// Of a turn's length, seconds: sources have one, the disk has the rest.
 const TURN_BUCKETS: [f64; 8] = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 10.0];
+
+/// Parts of a full table above which an alarm is on, and their labels.
+pub const TABLE_ALARMS: [(f64, &str); 2] = [(0.5, "0.5"), (0.8, "0.8")];
 
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,9 @@ pub struct Metrics {
     publish_failures: IntCounterVec,
     reload_successful: IntGauge,
     reload_failures: IntCounter,
+    policy_held: IntGauge,
+    turns_failed: IntCounter,
+    table_alarm: IntGaugeVec,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -102,6 +110,10 @@ impl Metrics {
         for channel in [Channel::Journal, Channel::File, Channel::Validate] {
             publish_failures.with_label_values(&[channel.name()]);
         }
+        let filled =
+            "1 while the table fills more than this part of what nodes take (bytes, rows or shares).";
+        let table_alarm = IntGaugeVec::new(Opts::new("tidegate_publish_table_alarm", filled), &["above"])?;
+        r.register(Box::new(table_alarm.clone()))?;
         let turn = HistogramOpts::new(
             "tidegate_control_turn_duration_seconds",
             "Length of a turn: sources read, decided, on disk, announced.",
@@ -134,6 +146,17 @@ impl Metrics {
                 "tidegate_policy_reload_failures_total",
                 "Policy edits that were refused.",
             )?,
+            policy_held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+            turns_failed: counter(
+                r,
+                "tidegate_control_turns_failed_total",
+                "Turns that made no table: the policy could not be stepped.",
+            )?,
+            table_alarm,
             registry,
         })
     }
@@ -236,6 +259,26 @@ impl Metrics {
         self.turn.observe(took.as_secs_f64());
     }
 
+    /// How much of what a consumer takes the table fills.
+    pub fn table_filled(&self, part: f64) {
+        for (above, label) in TABLE_ALARMS {
+            self.table_alarm.with_label_values(&[label]).set(i64::from(part > above));
+        }
+    }
+
+    /// A former policy is held in force by an operator, or is no longer.
+    pub fn held(&self, held: bool) {
+        self.policy_held.set(i64::from(held));
+        if held {
+            self.reload_successful.set(0);
+        }
+    }
+
+    /// A turn made no table.
+    pub fn turn_failed(&self) {
+        self.turns_failed.inc();
+    }
+
     pub fn durable(&self, durable: bool) {
         self.durable.set(i64::from(durable));
     }
@@ -246,7 +289,9 @@ impl Metrics {
 
     pub fn reloaded(&self, successful: bool) {
         self.reload_successful.set(i64::from(successful));
-        if !successful {
+        if successful {
+            self.policy_held.set(0);
+        } else {
             self.reload_failures.inc();
         }
     }
