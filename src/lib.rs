@@ -30,9 +30,10 @@
 //! | [`estimate`] | `unit`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
-//! | [`publish`] | `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `unit`, `wire` | waits for the controller; admits without a table |
-//! | [`control`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`supervise`] | nothing | lets a task end in silence |
+//! | [`publish`] | `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
+//! | [`enforce`] | `unit`, `wire`, `supervise` | waits for the controller; admits without a table |
+//! | [`control`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -116,6 +117,8 @@ pub mod policy;
 pub mod publish;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "daemon")]
+pub mod supervise;
 pub mod unit;
 pub mod wire;
 

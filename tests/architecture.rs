@@ -18,9 +18,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
-    ("publish", &["unit", "wire"]),
-    ("enforce", &["unit", "wire"]),
-    ("control", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"]),
+    ("supervise", &[]),
+    ("publish", &["unit", "wire", "supervise"]),
+    ("enforce", &["unit", "wire", "supervise"]),
+    (
+        "control",
+        &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish", "supervise"],
+    ),
     ("sim", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce", "control"]),
     ("demo", &["unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
@@ -32,10 +36,12 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/disk.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",
+    "control/runs.rs",
     "control/turn.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
@@ -72,6 +78,9 @@ const SHELLS: &[&str] = &[
     "publish/patience.rs",
     "publish/server.rs",
     "publish/token.rs",
+    "supervise/failpoint.rs",
+    "supervise/mod.rs",
+    "supervise/notify.rs",
 ];
 
 /// What reads a clock.

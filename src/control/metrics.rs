@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::control::Tick;
@@ -48,7 +48,9 @@ pub struct Metrics {
     tick: IntGauge,
     table_bytes: IntGauge,
     durable: IntGauge,
+    lag: Gauge,
     publish_failures: IntCounterVec,
+    quarantined: IntGauge,
     reload_successful: IntGauge,
     reload_failures: IntCounter,
     nodes: IntGaugeVec,
@@ -104,9 +106,20 @@ impl Metrics {
             durable: gauge(
                 r,
                 "tidegate_publish_last_write_successful",
-                "0 while the state directory cannot be written and the last good table is served.",
+                "0 while the state directory cannot be written: a restart will not know the tables of \
+                 this time.",
+            )?,
+            lag: real(
+                r,
+                "tidegate_publish_lag_seconds",
+                "From sealing a table to announcing it; grows while the state directory does not answer.",
             )?,
             publish_failures,
+            quarantined: gauge(
+                r,
+                "tidegate_control_policy_quarantined",
+                "1 while the last good policy is in force because runs under a later one ended badly.",
+            )?,
             reload_successful: gauge(
                 r,
                 "tidegate_policy_last_reload_successful",
@@ -209,6 +222,14 @@ impl Metrics {
         self.durable.set(i64::from(durable));
     }
 
+    pub fn lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+
+    pub fn quarantined(&self, quarantined: bool) {
+        self.quarantined.set(i64::from(quarantined));
+    }
+
     pub fn publish_failed(&self, channel: Channel) {
         self.publish_failures.with_label_values(&[channel.name()]).inc();
     }
@@ -245,6 +266,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, pr
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn real(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    let gauge = Gauge::new(name, help)?;
     registry.register(Box::new(gauge.clone()))?;
     Ok(gauge)
 }

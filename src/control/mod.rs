@@ -7,6 +7,8 @@
 #[cfg(feature = "daemon")]
 mod conclusions;
 #[cfg(feature = "daemon")]
+mod disk;
+#[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod reload;
@@ -14,6 +16,8 @@ pub mod reload;
 mod resume;
 #[cfg(feature = "daemon")]
 pub mod run;
+#[cfg(feature = "daemon")]
+mod runs;
 mod seal;
 #[cfg(feature = "daemon")]
 mod turn;
@@ -131,6 +135,14 @@ impl Controller {
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Seals the next tables under this epoch, unless they are above it already; says whether
+    /// that changes anything.
+    pub fn raise_epoch(&mut self, epoch: u64) -> bool {
+        let raises = self.state.stamp.epoch < epoch;
+        self.state.stamp.epoch = self.state.stamp.epoch.max(epoch);
+        raises
     }
 
     /// Puts another policy in force from the next tick on; limits steer to it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::reload::{Loaded, Loader, load_last_good};
+use crate::control::reload::{LAST_GOOD, Loaded, Loader, PROVEN, load_policy};
 use crate::control::{PoolState, State, Tick};
 use crate::estimate::Nodes;
 use crate::observe::{PoolRound, Round};
@@ -23,6 +23,9 @@ pub struct Entry<'a> {
     now: Instant,
     /// Digest of the policy files in force.
     policy: &'a str,
+    /// Digest of a policy that is not started again; three runs ended badly under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantined: Option<&'a str>,
     round: RoundEntry<'a>,
     tick: &'a Tick,
     state: StateEntry<'a>,
@@ -70,12 +73,19 @@ pub struct Resumed {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    pub fn new(policy: &'a str, round: &'a Round, tick: &'a Tick, state: &'a State) -> Entry<'a> {
+    pub fn new(
+        policy: &'a str,
+        quarantined: Option<&'a str>,
+        round: &'a Round,
+        tick: &'a Tick,
+        state: &'a State,
+    ) -> Entry<'a> {
         // Named one by one, so that a field that is added to a state is not forgotten here.
         let State { stamp, table: _, nodes, pools, steering } = state;
         Entry {
             now: tick.now,
             policy,
+            quarantined,
             round: RoundEntry {
                 pools: &round.pools,
                 reported: round.usage.iter().map(|report| &report.node).collect(),
@@ -126,9 +136,15 @@ pub fn first_policy(dir: &Path, state: &Path, loader: &Loader) -> Result<(Loaded
         Ok(loaded) => return Ok((loaded, None)),
         Err(diagnostics) => diagnostics,
     };
-    match load_last_good(state, loader) {
-        Ok(Some(loaded)) => Ok((loaded, Some(diagnostics))),
-        Ok(None) => Err(diagnostics),
-        Err(stored) => Err(format!("{diagnostics}\nand the last good policy cannot be used: {stored}")),
+    let mut reasons = diagnostics.clone();
+    for name in [LAST_GOOD, PROVEN] {
+        match load_policy(state, name, loader) {
+            Ok(Some(loaded)) => return Ok((loaded, Some(diagnostics))),
+            Ok(None) => {}
+            Err(stored) => {
+                reasons = format!("{reasons}\nand the last good policy, {name}, cannot be used: {stored}");
+            }
+        }
     }
+    Err(reasons)
 }

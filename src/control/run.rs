@@ -10,10 +10,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::control::disk::{Disk, Writer};
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
 use crate::control::resume::{first_policy, resume};
-use crate::control::turn::{Disk, Turns, Writer};
+use crate::control::runs::{Opened, RUNS_FILE, Runs};
+use crate::control::turn::{Published, RunsKept, Store, Turns};
 use crate::control::{Controller, State};
 use crate::observe::sources::Sources;
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
@@ -21,6 +23,7 @@ use crate::publish::journal::JOURNAL_BYTES_MAX;
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
+use crate::supervise::{Tasks, failpoint};
 use crate::unit::{Clock, SystemClock};
 
 #[derive(Clone, Debug)]
@@ -61,7 +64,7 @@ pub struct Running {
     server: Server,
     stop: watch::Sender<bool>,
     turns: JoinHandle<Result<(), String>>,
-    reloader: JoinHandle<()>,
+    reloader: Tasks,
 }
 
 // === impl Options ===
@@ -111,8 +114,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let token = token.map_err(failed)?;
     let metrics = Metrics::new().map_err(failed)?;
     let seen = fingerprint(&options.policies);
-    let loaded = policy(&options, &metrics)?;
     let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;
+    let Opened { mut runs, unclean } = Runs::open(&options.state, resumed.now);
+    let loader = options.loader.without(runs.quarantined(), &options.state.join(RUNS_FILE));
+    let loaded = policy(&options, &loader, &runs, &metrics)?;
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
@@ -132,13 +137,24 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
     let settling = Settling::new(seen, clock.now());
     let (stop, stopped) = watch::channel(false);
-    let disk = Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, lock };
-    let from = Begin { state: resumed.state, collect: options.collect };
+    let disk =
+        Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
+    let collect = resumed.state.is_none().then_some(options.collect);
+    let mut state = resumed.state.unwrap_or_default();
+    // From here on whatever ends this process badly is on the record.
+    let digest = policies.borrow().policy.digest.clone();
+    state.stamp.epoch = runs.begin(&digest, resumed.now, state.stamp.epoch, unclean);
+    let runs = RunsKept { stored: runs.save(&options.state).map(|()| runs.clone()).ok(), wanted: runs };
+    let from = Begin { state, collect, runs };
     let turns = turns(from, disk, policies, &clock, &board, &metrics).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
-    let (dir, loader) = (options.policies, options.loader);
-    let reloader = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
-    let reloader = tokio::spawn(reloader.run());
+    let dir = options.policies;
+    let reloads = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
+    let mut reloader = Tasks::new();
+    reloader.vital("reload", async move {
+        failpoint("reload", "");
+        reloads.run().await;
+    });
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
 }
@@ -147,10 +163,20 @@ fn failed(error: impl ToString) -> StartError {
     StartError::Failed(error.to_string())
 }
 
-fn policy(options: &Options, metrics: &Metrics) -> Result<Loaded, StartError> {
-    let (loaded, refused) =
-        first_policy(&options.policies, &options.state, &options.loader).map_err(StartError::Failed)?;
+/// The policy to start with: the directory's, unless it is bad or quarantined and another is stored.
+fn policy(options: &Options, loader: &Loader, runs: &Runs, metrics: &Metrics) -> Result<Loaded, StartError> {
+    let first = first_policy(&options.policies, &options.state, loader);
+    let (loaded, refused) = match (first, runs.quarantined()) {
+        (Ok(first), _) => first,
+        // Nothing to go back to: serving under it, for as long as it holds, beats not serving.
+        (Err(reason), Some(digest)) => {
+            tracing::error!(digest, reason, "a quarantined policy is started again: there is no other");
+            first_policy(&options.policies, &options.state, &options.loader).map_err(StartError::Failed)?
+        }
+        (Err(reason), None) => return Err(StartError::Failed(reason)),
+    };
     metrics.reloaded(refused.is_none());
+    metrics.quarantined(runs.quarantined().is_some_and(|digest| digest != loaded.policy.digest));
     if let Some(diagnostics) = refused {
         tracing::error!(diagnostics, "policy refused; started with the last good one");
     }
@@ -162,8 +188,10 @@ fn policy(options: &Options, metrics: &Metrics) -> Result<Loaded, StartError> {
 
 /// Where the loop begins.
 struct Begin {
-    state: Option<State>,
-    collect: Option<Duration>,
+    state: State,
+    /// The state is lost: how long to collect reports, if that is stated.
+    collect: Option<Option<Duration>>,
+    runs: RunsKept,
 }
 
 /// How long to collect reports, and the loop that follows.
@@ -182,29 +210,31 @@ fn turns(
 ) -> Result<Prepared, String> {
     let policy = Arc::clone(&accepted.borrow().policy);
     let sources = Sources::new(Arc::clone(clock), &policy)?;
-    let collect = match from.state {
-        Some(_) => Duration::ZERO,
-        None => from.collect.unwrap_or(policy.interval),
-    };
+    let collect = from.collect.map_or(Duration::ZERO, |stated| stated.unwrap_or(policy.interval));
     let turns = Turns {
-        controller: Controller::new(policy, from.state.unwrap_or_default()),
+        controller: Controller::new(policy, from.state),
         clock: Arc::clone(clock),
         sources,
         board: Arc::clone(board),
         metrics: metrics.clone(),
         seen: Seen::default(),
         accepted,
-        disk: Some(disk),
         writer: Writer::start().map_err(|error| format!("no thread for the state directory: {error}"))?,
+        store: Store::Idle(Box::new(disk)),
+        runs: from.runs,
+        policy_since: clock.now(),
+        published: Published::default(),
     };
     Ok(Prepared { collect, turns })
 }
 
 /// Without state the nodes know how far versions had come: they are heard before the first tick.
 async fn first_listen(prepared: Prepared, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
-    tokio::select! {
-        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-        () = tokio::time::sleep(prepared.collect) => {}
+    if !prepared.collect.is_zero() {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => {}
+            () = tokio::time::sleep(prepared.collect) => {}
+        }
     }
     prepared.turns.run(stopped).await
 }
@@ -227,19 +257,24 @@ impl Running {
         response.await.map_err(|_| stopped())?
     }
 
-    /// Resolves only when the loop has ended by itself, which it never should; says why.
+    /// Resolves only when the loop, or a task that it needs, has ended by itself, which none ever
+    /// should; says why. The process is of no use from here on.
     pub async fn ended(&mut self) -> String {
-        match (&mut self.turns).await {
-            Ok(Ok(())) => "the control loop has stopped".to_owned(),
-            Ok(Err(reason)) => reason,
-            Err(error) => format!("the control loop broke: {error}"),
+        tokio::select! {
+            turns = &mut self.turns => match turns {
+                Ok(Ok(())) => "the control loop has stopped".to_owned(),
+                Ok(Err(reason)) => reason,
+                Err(error) => format!("the control loop broke: {error}"),
+            },
+            reason = self.reloader.ended() => reason,
+            () = self.server.ended() => "the listener has stopped".to_owned(),
         }
     }
 
     /// Finishes the turn, answers whoever waits and drains the rest, ten seconds at most.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        self.reloader.abort();
+        drop(self.reloader);
         let turns = async {
             if !self.turns.is_finished() {
                 let _ = self.turns.await;

@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
+use crate::supervise::failpoint;
 
 /// Most connections at a time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 12_000;
@@ -59,11 +60,18 @@ impl Server {
         Ok(Server { addr, stop, accepting, board })
     }
 
+    /// Resolves when it accepts no more although nobody stopped it.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.accepting).await;
+    }
+
     /// Accepts nothing more, answers whoever waits, and gives the rest [`DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
-        let _ = self.accepting.await;
+        if !self.accepting.is_finished() {
+            let _ = self.accepting.await;
+        }
     }
 }
 
@@ -76,6 +84,7 @@ async fn accept(
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
+        failpoint("accept", "control");
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
             Some((slot, listener.accept().await))
