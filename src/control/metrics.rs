@@ -8,10 +8,12 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::conclusions::Conclusions;
 use crate::observe::Outcome;
 use crate::observe::Round;
+use crate::supervise::panics;
 use crate::unit::{Instant, NodeId, PoolId};
 use crate::wire::Stamp;
 
@@ -23,8 +25,6 @@ pub const REVISION: Option<&str> = option_env!("TIDEGATE_REVISION");
 const NODE_SILENT_INTERVALS: u32 = 5;
 /// A silent node is forgotten after this long, seconds.
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
-/// Most nodes counted.
-const NODES_MAX: usize = 10_000;
 
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub enum Channel {
 pub struct Metrics {
     registry: Registry,
     ticks: IntCounter,
+    panics: IntCounter,
     up: IntGaugeVec,
     replicas: IntGaugeVec,
     source_failed: IntGaugeVec,
@@ -89,6 +90,7 @@ impl Metrics {
         }
         let pool = &["pool"];
         Ok(Metrics {
+            panics: counter(r, "tidegate_control_panics_total", "Panics, whatever they ended.")?,
             ticks: counter(r, "tidegate_control_ticks_total", "Turns of the control loop.")?,
             up: gauges(r, "tidegate_observe_up", "Replicas that reported in the last round.", pool)?,
             replicas: gauges(r, "tidegate_observe_replicas", "Replicas known to the source.", pool)?,
@@ -144,6 +146,7 @@ impl Metrics {
 
     /// The page at `/metrics`.
     pub fn page(&self) -> Vec<u8> {
+        self.panics.inc_by(panics().saturating_sub(self.panics.get()));
         let mut page = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
             tracing::error!(%error, "the metrics page could not be written");
@@ -176,7 +179,7 @@ impl Metrics {
             }
         }
         for report in &round.usage {
-            if seen.nodes.len() < NODES_MAX || seen.nodes.contains_key(&report.node) {
+            if seen.nodes.len() < METRIC_NODES_MAX || seen.nodes.contains_key(&report.node) {
                 seen.nodes.insert(report.node.clone(), (now, report.applied));
             }
         }

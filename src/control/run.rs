@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::bounds::JOURNAL_BYTES_MAX;
+use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::control::disk::{Disk, Writer};
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
@@ -19,11 +21,10 @@ use crate::control::turn::{Published, RunsKept, Store, Turns};
 use crate::control::{Controller, State};
 use crate::observe::sources::Sources;
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
-use crate::publish::journal::JOURNAL_BYTES_MAX;
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
-use crate::supervise::{Tasks, failpoint};
+use crate::supervise::{Tasks, Watchdog};
 use crate::unit::{Clock, SystemClock};
 
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub struct Options {
     /// Without state, how long node reports are collected before the first tick; the policy's
     /// interval unless stated.
     pub collect: Option<Duration>,
+    /// Most connections at a time.
+    pub connections_max: usize,
 }
 
 /// Why a controller did not start.
@@ -81,6 +84,7 @@ impl Options {
             token_file: None,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             collect: None,
+            connections_max: SERVER_CONNECTIONS_MAX,
         }
     }
 
@@ -129,7 +133,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
     let board = Arc::new(board);
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let server = Server::start(listener, tls, Arc::clone(&board)).map_err(failed)?;
+    let server =
+        Server::start_bounded(listener, tls, Arc::clone(&board), options.connections_max).map_err(failed)?;
     let addr = server.addr;
     if let Err(error) = lock.announce(&addr.to_string()) {
         tracing::warn!(%error, "the lock file could not be written");
@@ -151,10 +156,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let dir = options.policies;
     let reloads = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
     let mut reloader = Tasks::new();
-    reloader.vital("reload", async move {
-        failpoint("reload", "");
-        reloads.run().await;
-    });
+    reloader.vital("reload", reloads.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
 }
@@ -230,13 +232,17 @@ fn turns(
 
 /// Without state the nodes know how far versions had come: they are heard before the first tick.
 async fn first_listen(prepared: Prepared, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
-    if !prepared.collect.is_zero() {
+    let mut watchdog = Watchdog::from_env();
+    let collected = tokio::time::sleep(prepared.collect);
+    tokio::pin!(collected);
+    loop {
         tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(prepared.collect) => {}
+            _ = stopped.wait_for(|stop| *stop) => break,
+            () = &mut collected => break,
+            () = watchdog.hungry() => watchdog.feed(),
         }
     }
-    prepared.turns.run(stopped).await
+    prepared.turns.run(stopped, watchdog).await
 }
 
 // === impl Running ===
@@ -281,6 +287,6 @@ impl Running {
             }
         };
         let drained = async { tokio::join!(turns, self.server.shutdown()) };
-        let _ = tokio::time::timeout(crate::publish::server::DRAIN, drained).await;
+        let _ = tokio::time::timeout(crate::bounds::SERVER_DRAIN, drained).await;
     }
 }

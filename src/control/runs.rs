@@ -6,19 +6,17 @@
 //! still between two runs; a wall clock may jump.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::RUNS_BYTES_MAX;
+use crate::bounds::UNCLEAN_RUNS_MAX;
+use crate::bounds::UNCLEAN_RUNS_WITHIN;
 use crate::publish::file::{Access, read_bounded, write_atomic};
 use crate::unit::Instant;
 
 /// Name of the record in a state directory.
 pub const RUNS_FILE: &str = "runs.json";
-const BYTES_MAX: usize = 64 << 10;
-/// So many bad ends under one policy, within [`UNCLEAN_WITHIN`], are its own doing.
-const UNCLEAN_MAX: usize = 3;
-const UNCLEAN_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runs {
@@ -52,7 +50,7 @@ impl Runs {
     /// Reads the record at the start of a run. `now` is where the last run's clock had come.
     pub fn open(dir: &Path, now: Instant) -> Opened {
         let path = dir.join(RUNS_FILE);
-        let read = read_bounded(&path, BYTES_MAX)
+        let read = read_bounded(&path, RUNS_BYTES_MAX)
             .and_then(|bytes| Ok(bytes.map(|bytes| serde_json::from_slice::<Runs>(&bytes)).transpose()?));
         match read {
             Ok(Some(runs)) => runs.opened(now),
@@ -68,12 +66,12 @@ impl Runs {
         let ended = self.current.take();
         let unclean = ended.is_some();
         self.unclean.extend(ended);
-        let surplus = self.unclean.len().saturating_sub(UNCLEAN_MAX);
+        let surplus = self.unclean.len().saturating_sub(UNCLEAN_RUNS_MAX);
         self.unclean.drain(..surplus);
         if let Some(first) = self.unclean.first()
-            && self.unclean.len() == UNCLEAN_MAX
+            && self.unclean.len() == UNCLEAN_RUNS_MAX
             && self.unclean.iter().all(|run| run.policy == first.policy)
-            && now.since(first.began) <= UNCLEAN_WITHIN
+            && now.since(first.began) <= UNCLEAN_RUNS_WITHIN
         {
             self.quarantined = Some(first.policy.clone());
         }

@@ -103,11 +103,14 @@ impl Turns {
     ///
     /// # Errors
     /// Only when the loop cannot go on at all.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), String> {
+    pub async fn run(
+        mut self,
+        mut stop: watch::Receiver<bool>,
+        mut watchdog: Watchdog,
+    ) -> Result<(), String> {
         let mut period = self.controller.policy().interval;
         let mut turns = tokio::time::interval(period);
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut watchdog = Watchdog::from_env();
         loop {
             tokio::select! {
                 biased;

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{Encoder, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
+use crate::supervise::panics;
 use crate::unit::Limit;
 
 macro_rules! counts {
@@ -52,6 +53,9 @@ pub fn page(shared: &Shared) -> Result<Vec<u8>, prometheus::Error> {
         counter.inc_by(value);
         registry.register(Box::new(counter))?;
     }
+    let panicked = IntCounter::with_opts(opts("panics_total", "Panics, whatever they ended."))?;
+    panicked.inc_by(panics());
+    registry.register(Box::new(panicked))?;
     usage(shared, &registry)?;
     table(shared, &registry)?;
     let mut text = Vec::new();

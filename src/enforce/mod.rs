@@ -47,6 +47,8 @@ mod report;
 #[cfg(feature = "daemon")]
 mod serve;
 #[cfg(feature = "daemon")]
+mod shared;
+#[cfg(feature = "daemon")]
 mod stream;
 #[cfg(feature = "daemon")]
 mod upstream;

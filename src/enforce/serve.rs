@@ -15,20 +15,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::bounds::HEAD_BYTES_MAX;
+use crate::bounds::HEADERS_MAX;
+use crate::bounds::NODE_DRAIN;
 use crate::enforce::patient::Patient;
 use crate::enforce::stream::Body;
-
-const HEADERS_MAX: usize = 64;
-const HEAD_BYTES_MAX: usize = 64 << 10;
-/// How long requests may take to end once the server stops.
-pub const DRAIN: Duration = Duration::from_secs(10);
+use crate::supervise::{Beat, failpoint};
 
 /// What one listener holds and waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     pub connections: usize,
     /// A request's head is complete after this, or the connection ends.
     pub header: Duration,
+    /// Shows that the listener's loop turns.
+    pub beat: Beat,
 }
 
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
@@ -41,10 +42,13 @@ where
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
+        bounds.beat.turned();
+        failpoint("accept", "node");
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &room) => accepted,
+            () = bounds.beat.due() => continue,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
         };
         // Under a flood of connections there is always one more to accept.
@@ -71,8 +75,8 @@ where
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", DRAIN.as_secs());
+    if tokio::time::timeout(NODE_DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", NODE_DRAIN.as_secs());
     }
 }
 

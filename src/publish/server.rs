@@ -18,19 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 
+use crate::bounds::SERVER_CONNECTIONS_MAX;
+use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HEADER_WAIT;
+use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
 use crate::supervise::failpoint;
-
-/// Most connections at a time; more wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 12_000;
-/// Longest that a request's headers, or a TLS handshake, may take.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a reader of an answer may make no progress.
-const READER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a stopping server waits for its connections.
-pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// A running listener.
 #[derive(Debug)]
@@ -53,10 +48,28 @@ impl Server {
         tls: Option<Arc<ServerConfig>>,
         board: Arc<Board>,
     ) -> std::io::Result<Server> {
+        Server::start_bounded(listener, tls, board, SERVER_CONNECTIONS_MAX)
+    }
+
+    /// With so many connections at a time.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start_bounded(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        board: Arc<Board>,
+        connections_max: usize,
+    ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting =
-            tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), Arc::clone(&board), stopped));
+        let accepting = tokio::spawn(accept(
+            listener,
+            tls.map(TlsAcceptor::from),
+            Arc::clone(&board),
+            stopped,
+            connections_max,
+        ));
         Ok(Server { addr, stop, accepting, board })
     }
 
@@ -65,7 +78,7 @@ impl Server {
         let _ = (&mut self.accepting).await;
     }
 
-    /// Accepts nothing more, answers whoever waits, and gives the rest [`DRAIN`] to finish.
+    /// Accepts nothing more, answers whoever waits, and gives the rest [`SERVER_DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
@@ -80,9 +93,10 @@ async fn accept(
     tls: Option<TlsAcceptor>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
+    connections_max: usize,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(connections_max));
     loop {
         failpoint("accept", "control");
         let next = async {
@@ -106,7 +120,7 @@ async fn accept(
         }
     }
     drop(listener);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(SERVER_DRAIN, graceful.shutdown()).await;
 }
 
 async fn connection(
@@ -117,11 +131,11 @@ async fn connection(
     slot: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = Patient::new(stream, READER_WAIT);
+    let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Ok(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -139,7 +153,7 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
+        .header_read_timeout(SERVER_HEADER_WAIT)
         .max_buf_size(16 << 10)
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), service);

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 
+use crate::bounds::TASK_RESTARTS_MAX;
+
 pub use failpoint::failpoint;
 pub use notify::{Beat, Watchdog, ready, stopping};
 
-/// A task that fails so often in a row is given up, and the process with it.
-const RESTARTS_MAX: u32 = 5;
 const BACKOFF: Duration = Duration::from_millis(100);
 /// A task that lived so long is healthy: its next failure is the first of a row.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
@@ -62,13 +62,16 @@ impl Tasks {
         self.0.spawn(async move {
             // In a task of its own, so that its panic is named.
             let mut inner = JoinSet::new();
-            inner.spawn(task);
+            inner.spawn(async move {
+                failpoint(name, "");
+                task.await;
+            });
             ended(name, inner.join_next().await);
             name
         });
     }
 
-    /// A task that begins anew when it ends; its end is the daemon's only after [`RESTARTS_MAX`]
+    /// A task that begins anew when it ends; its end is the daemon's only after [`TASK_RESTARTS_MAX`]
     /// failures in a row.
     pub fn restarted<F>(&mut self, name: &'static str, mut begin: impl FnMut() -> F + Send + 'static)
     where
@@ -76,9 +79,13 @@ impl Tasks {
     {
         self.0.spawn(async move {
             let mut failures = 0;
-            while failures < RESTARTS_MAX {
+            while failures < TASK_RESTARTS_MAX {
                 let mut inner = JoinSet::new();
-                inner.spawn(begin());
+                let begun = begin();
+                inner.spawn(async move {
+                    failpoint(name, "");
+                    begun.await;
+                });
                 let result = match tokio::time::timeout(HEALTHY_AFTER, inner.join_next()).await {
                     Ok(result) => result,
                     Err(_) => {
