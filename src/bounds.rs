@@ -193,6 +193,8 @@ bounds! {
         CAPS_CONNECT_WAIT: Duration, time = Duration::from_secs(2), "the next replica, then 502";
         /// Longest that the head of a request may take, unless `caps.header_seconds` says otherwise.
         CAPS_HEADER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Longest that a connection may be idle between requests, unless `caps.keep_alive_seconds` says otherwise.
+        CAPS_KEEP_ALIVE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed";
         /// Longest that the body of a request may take, unless `caps.body_seconds` says otherwise.
         CAPS_BODY_WAIT: Duration, time = Duration::from_secs(30), "408";
         /// Longest until an upstream begins a stream, unless `caps.first_byte_seconds` says otherwise.
@@ -216,7 +218,9 @@ bounds! {
         /// Most headers of one request.
         HEADERS_MAX: usize, count = 64, "431";
         /// Largest head of a request.
-        HEAD_BYTES_MAX: usize, bytes = 64 << 10, "431";
+        HEAD_BYTES_MAX: usize, bytes = 16 << 10, "431";
+        /// Longest value of `Content-Length` and `Transfer-Encoding`.
+        FRAMING_VALUE_BYTES_MAX: usize, bytes = 32, "400, and the connection is closed";
         /// Most read of a body that nobody wants, so that its sender hears the answer.
         UNWANTED_BYTES_MAX: usize, bytes = 256 << 10, "the connection is closed";
         /// Longest that a body that nobody wants is read.
@@ -235,8 +239,10 @@ bounds! {
         MODELS_LISTED_MAX: usize, count = 1_000, "left out";
         /// Most connections of the admin listener at a time.
         ADMIN_CONNECTIONS_MAX: usize, count = 64, "they wait to be accepted";
-        /// Longest that a client may not read what is written to it.
-        CLIENT_STALLED_MAX: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
+        /// Longest that a client may take for `WRITE_PROGRESS_MIN`, unless `caps.write_seconds` says otherwise.
+        CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
+        /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
+        WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
         /// Longest that the controller's answer is waited for.

@@ -30,7 +30,9 @@ use crate::bounds::CAPS_CONNECTIONS;
 use crate::bounds::CAPS_FIRST_BYTE_WAIT;
 use crate::bounds::CAPS_HEADER_WAIT;
 use crate::bounds::CAPS_IDLE_WAIT;
+use crate::bounds::CAPS_KEEP_ALIVE_WAIT;
 use crate::bounds::CAPS_KEYS;
+use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::unit::{ModelId, NodeId};
@@ -114,8 +116,13 @@ pub struct Caps {
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    /// From a head's first byte to its last.
     pub header_seconds: u64,
+    /// Between a client's requests.
+    pub keep_alive_seconds: u64,
     pub body_seconds: u64,
+    /// For a client to take 16 kB of an answer that waits for it.
+    pub write_seconds: u64,
     /// Until a stream begins.
     pub first_byte_seconds: u64,
     /// Until an answer in one piece begins: the whole of it is made before.
@@ -260,7 +267,9 @@ impl Default for Caps {
             keys: CAPS_KEYS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
             header_seconds: CAPS_HEADER_WAIT.as_secs(),
+            keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),
             body_seconds: CAPS_BODY_WAIT.as_secs(),
+            write_seconds: CAPS_WRITE_WAIT.as_secs(),
             first_byte_seconds: CAPS_FIRST_BYTE_WAIT.as_secs(),
             answer_seconds: CAPS_ANSWER_WAIT.as_secs(),
             idle_seconds: CAPS_IDLE_WAIT.as_secs(),

@@ -97,16 +97,15 @@ impl Node {
             bodies: intake::room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
-        let header = Duration::from_secs(config.caps.header_seconds.max(1));
+        let proxied = Bounds::new(&config.caps, config.caps.connections);
+        let administered = Bounds::new(&config.caps, ADMIN_CONNECTIONS_MAX);
+        let beats = [proxied.beat.clone(), administered.beat.clone()];
         let (stop, stopped) = watch::channel(false);
-        let (mut servers, beats) = (Tasks::new(), [Beat::default(), Beat::default()]);
-        let bounds = |connections, beat: &Beat| Bounds { connections, header, beat: beat.clone() };
+        let mut servers = Tasks::new();
         let handler = Arc::clone(&gate);
         servers.vital(
             "proxy",
-            serve(proxy, bounds(config.caps.connections, &beats[0]), stopped.clone(), move |request| {
-                Arc::clone(&handler).handle(request)
-            }),
+            serve(proxy, proxied, stopped.clone(), move |request| Arc::clone(&handler).handle(request)),
         );
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
@@ -115,9 +114,7 @@ impl Node {
         });
         servers.vital(
             "admin",
-            serve(admin, bounds(ADMIN_CONNECTIONS_MAX, &beats[1]), stopped, move |request| {
-                Arc::clone(&operator).handle(request)
-            }),
+            serve(admin, administered, stopped, move |request| Arc::clone(&operator).handle(request)),
         );
         let reporter = config.controller.as_ref().map(|base| Reporter {
             shared: Arc::clone(&shared),
