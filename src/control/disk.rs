@@ -12,11 +12,15 @@ use crate::control::runs::Runs;
 use crate::publish::file::{Access, TABLE_FILE, write_atomic};
 use crate::publish::journal::Journal;
 use crate::publish::lock::StateLock;
+use crate::supervise::failpoint;
 
 /// A thread of its own for the disk: lookups of names that nobody answers fill the pool of threads
 /// that the runtime keeps for blocking calls, and a table may not wait behind them.
 #[derive(Debug)]
-pub struct Writer(mpsc::Sender<(Disk, Job, oneshot::Sender<(Disk, Written)>)>);
+pub struct Writer(mpsc::Sender<Order>);
+
+/// A job, the disk to do it on, and whoever waits for both.
+type Order = (Disk, Job, oneshot::Sender<(Disk, Written)>);
 
 /// What is to be written.
 #[derive(Debug, Default)]
@@ -58,10 +62,11 @@ impl Writer {
     /// # Errors
     /// When there is no thread to be had.
     pub fn start() -> std::io::Result<Writer> {
-        let (jobs, queue) = mpsc::channel::<(Disk, Job, oneshot::Sender<(Disk, Written)>)>();
+        let (jobs, queue) = mpsc::channel::<Order>();
         // Ends with the loop that feeds it.
         std::thread::Builder::new().name("tidegate-disk".to_owned()).spawn(move || {
             while let Ok((mut disk, job, done)) = queue.recv() {
+                failpoint("disk", "");
                 let written = disk.write(&job);
                 let _ = done.send((disk, written));
             }

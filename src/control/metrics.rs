@@ -73,14 +73,7 @@ impl Metrics {
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
-        let info = gauges(
-            r,
-            "tidegate_build_info",
-            "Version and revision of this build.",
-            &["version", "revision"],
-        )?;
-        let revision = REVISION.unwrap_or("unknown");
-        info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+        build_info(r)?;
         let failures =
             Opts::new("tidegate_publish_failures_total", "Tables that could not be handed to a channel.");
         let publish_failures = IntCounterVec::new(failures, &["channel"])?;
@@ -255,6 +248,14 @@ impl Channel {
             Channel::Validate => "validate",
         }
     }
+}
+
+fn build_info(r: &Registry) -> Result<(), prometheus::Error> {
+    let info =
+        gauges(r, "tidegate_build_info", "Version and revision of this build.", &["version", "revision"])?;
+    let revision = REVISION.unwrap_or("unknown");
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+    Ok(())
 }
 
 fn int(value: impl TryInto<i64>) -> i64 {

@@ -222,7 +222,7 @@ fn turns(
         seen: Seen::default(),
         accepted,
         writer: Writer::start().map_err(|error| format!("no thread for the state directory: {error}"))?,
-        store: Store::Idle(Box::new(disk)),
+        store: Store::Idle(disk),
         runs: from.runs,
         policy_since: clock.now(),
         published: Published::default(),

@@ -30,6 +30,8 @@ use crate::wire::Stamp;
 const LAGS_AFTER: u32 = 2;
 /// and after so many the disk counts as gone: half of a table's validity is left then.
 const GONE_AFTER: u32 = 5;
+/// Longest that a new policy waits for the record of runs to name it.
+const RECORD_WAIT: Duration = Duration::from_millis(500);
 /// A policy in force for so long is one to come back to after a crash.
 const PROVEN_AFTER: Duration = Duration::from_secs(60);
 
@@ -53,8 +55,8 @@ pub struct Turns {
 /// The state directory, at home or with the thread that writes.
 #[derive(Debug)]
 pub enum Store {
-    Idle(Box<Disk>),
-    Busy(Busy),
+    Idle(Disk),
+    Busy(Box<Busy>),
     /// The thread is gone, and the directory with it.
     Gone,
 }
@@ -137,7 +139,9 @@ impl Turns {
     }
 
     async fn turn(&mut self) -> Result<(), String> {
-        self.take_policy();
+        if self.take_policy() {
+            self.record().await?;
+        }
         let pools = self.sources.observe_round().await;
         let round = Round { pools, usage: self.board.inbox.drain() };
         let now = self.clock.now();
@@ -148,9 +152,9 @@ impl Turns {
         self.publish(&tick, &round)
     }
 
-    fn take_policy(&mut self) {
+    fn take_policy(&mut self) -> bool {
         if !self.accepted.has_changed().unwrap_or(false) {
-            return;
+            return false;
         }
         let loaded = Arc::clone(&self.accepted.borrow_and_update());
         self.sources.set_policy(&loaded.policy);
@@ -158,6 +162,28 @@ impl Turns {
         self.controller.set_policy(Arc::clone(&loaded.policy));
         self.policy_since = self.clock.now();
         self.runs.wanted.under(&loaded.policy.digest, self.policy_since);
+        // A quarantined policy is not accepted again.
+        self.metrics.quarantined(false);
+        true
+    }
+
+    /// Has the record name the policy before it is stepped, as far as the disk is quick: should the
+    /// step break, it is the policy's doing.
+    async fn record(&mut self) -> Result<(), String> {
+        let disk = match std::mem::replace(&mut self.store, Store::Gone) {
+            Store::Idle(disk) => disk,
+            busy => {
+                self.store = busy;
+                return Ok(());
+            }
+        };
+        let runs = Some(self.runs.wanted.clone());
+        let written = self.writer.write(disk, Job { runs: runs.clone(), ..Job::default() });
+        self.store = Store::Busy(Box::new(Busy { written, sealed: None, runs, since: self.clock.now() }));
+        if let Ok(written) = tokio::time::timeout(RECORD_WAIT, self.store.written()).await {
+            self.written(written?);
+        }
+        Ok(())
     }
 
     fn publish(&mut self, tick: &Tick, round: &Round) -> Result<(), String> {
@@ -184,7 +210,7 @@ impl Turns {
     /// To the disk when it is at home; otherwise the table waits, in place of an earlier one.
     fn hand_on(&mut self, sealed: Sealed) {
         match std::mem::replace(&mut self.store, Store::Gone) {
-            Store::Idle(disk) => self.begin_write(*disk, sealed),
+            Store::Idle(disk) => self.begin_write(disk, sealed),
             Store::Busy(busy) => {
                 let late = sealed.at.since(busy.since);
                 self.store = Store::Busy(busy);
@@ -216,12 +242,14 @@ impl Turns {
         };
         let since = sealed.at;
         let written = self.writer.write(disk, job);
-        self.store = Store::Busy(Busy { written, sealed: Some(sealed), runs, since });
+        self.store = Store::Busy(Box::new(Busy { written, sealed: Some(sealed), runs, since }));
     }
 
     /// The disk is back, with a table stored or not.
     fn written(&mut self, (disk, written, busy): (Disk, Written, Busy)) {
-        self.metrics.durable(written.journal.is_none() && written.file.is_none());
+        if busy.sealed.is_some() {
+            self.metrics.durable(written.journal.is_none() && written.file.is_none());
+        }
         for (channel, failure) in [(Channel::Journal, &written.journal), (Channel::File, &written.file)] {
             if let Some(error) = failure {
                 self.metrics.publish_failed(channel);
@@ -238,7 +266,7 @@ impl Turns {
         if written.runs.is_none() && busy.runs.is_some() {
             self.runs.stored = busy.runs;
         }
-        self.store = Store::Idle(Box::new(disk));
+        self.store = Store::Idle(disk);
         if let Some(sealed) = busy.sealed {
             self.published.failing = written.nowhere();
             if written.nowhere() {
@@ -307,7 +335,7 @@ impl Turns {
         }
         self.runs.wanted.end();
         let job = Job { runs: Some(self.runs.wanted), ..Job::default() };
-        match self.writer.write(*disk, job).await {
+        match self.writer.write(disk, job).await {
             Ok((_, Written { runs: Some(error), .. })) => {
                 tracing::warn!(error, "the end could not be recorded: it will count as a crash");
             }
@@ -334,6 +362,6 @@ impl Store {
         let written = (&mut busy.written).await;
         let Store::Busy(busy) = std::mem::replace(self, Store::Gone) else { return Err(GONE.to_owned()) };
         let (disk, written) = written.map_err(|_| GONE.to_owned())?;
-        Ok((disk, written, busy))
+        Ok((disk, written, *busy))
     }
 }
