@@ -30,6 +30,7 @@ pub enum Whose {
     Server,
     Node,
     Pages,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -290,6 +291,16 @@ bounds! {
         /// Most shares of nodes on a metrics page, over all pools.
         SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
     }
+    Process {
+        /// Most times in a row that a task which failed begins anew.
+        TASK_RESTARTS_MAX: u32, count = 5, "the process ends, for its service manager to start it";
+        /// Most runs in a row that end badly under one policy.
+        UNCLEAN_RUNS_MAX: usize, count = 3, "the policy is quarantined: the last good one is started";
+        /// Longest time in which that many bad ends count.
+        UNCLEAN_RUNS_WITHIN: Duration, time = Duration::from_secs(60), "they are forgotten";
+        /// Largest record of runs.
+        RUNS_BYTES_MAX: usize, bytes = 64 << 10, "set aside; the last run counts as one that ended badly";
+    }
 }
 
 // === impl Amount ===
@@ -331,6 +342,7 @@ mod tests {
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
             (Whose::Pages, "Metrics pages"),
+            (Whose::Process, "Processes"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")
