@@ -19,11 +19,26 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
-    ("publish", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire"]),
+    ("dashboard", &[]),
+    ("metrics", &["bounds", "unit"]),
+    ("supervise", &["bounds"]),
+    ("publish", &["bounds", "unit", "wire", "supervise"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics", "supervise"]),
     (
         "control",
-        &["bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"],
+        &[
+            "bounds",
+            "unit",
+            "wire",
+            "policy",
+            "observe",
+            "estimate",
+            "decide",
+            "allocate",
+            "metrics",
+            "publish",
+            "supervise",
+        ],
     ),
     (
         "sim",
@@ -42,10 +57,13 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/disk.rs",
+    "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",
+    "control/runs.rs",
     "control/turn.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
@@ -70,6 +88,8 @@ const SHELLS: &[&str] = &[
     "enforce/serve.rs",
     "enforce/shared.rs",
     "enforce/stream.rs",
+    "metrics/mod.rs",
+    "metrics/process.rs",
     "observe/access.rs",
     "observe/discover.rs",
     "observe/fetch.rs",
@@ -85,6 +105,9 @@ const SHELLS: &[&str] = &[
     "publish/patience.rs",
     "publish/server.rs",
     "publish/token.rs",
+    "supervise/failpoint.rs",
+    "supervise/mod.rs",
+    "supervise/notify.rs",
 ];
 
 /// What reads a clock.
