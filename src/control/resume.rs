@@ -75,7 +75,13 @@ pub struct Resumed {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    pub fn new(policy: &'a str, origin: &'a Origin, round: &'a Round, tick: &'a Tick, state: &'a State) -> Entry<'a> {
+    pub fn new(
+        policy: &'a str,
+        origin: &'a Origin,
+        round: &'a Round,
+        tick: &'a Tick,
+        state: &'a State,
+    ) -> Entry<'a> {
         // Named one by one, so that a field that is added to a state is not forgotten here.
         let State { stamp, table: _, nodes, pools, steering } = state;
         Entry {

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use crate::bounds::JOURNAL_BYTES_MAX;
 use crate::bounds::SETTLED_AFTER;
-use crate::control::metrics::{Metrics, Seen};
 use crate::control::history;
+use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
 use crate::control::resume::{First, first_policy, resume};
 use crate::control::settle::Settling;

@@ -173,7 +173,11 @@ impl Turns {
         let mut state = match (broken, &good) {
             (false, None) => self.controller.state().clone(),
             // As a restart would go on, but for versions that were used since.
-            _ => self.board.latest().and_then(|latest| saved_state(&latest.status)).unwrap_or_else(|| self.initial.clone()),
+            _ => self
+                .board
+                .latest()
+                .and_then(|latest| saved_state(&latest.status))
+                .unwrap_or_else(|| self.initial.clone()),
         };
         state.stamp = state.stamp.max(last);
         let Some(good) = good else {
@@ -185,7 +189,12 @@ impl Turns {
             return;
         };
         let last_good = good.policy.digest.clone();
-        tracing::error!(policy, last_good, reason, "policy in quarantine; the last good one is in force again");
+        tracing::error!(
+            policy,
+            last_good,
+            reason,
+            "policy in quarantine; the last good one is in force again"
+        );
         self.standing.quarantine(&policy, reason, &last_good);
         self.metrics.reloaded(false);
         if let Err(reason) = fenced(|| self.put(good, Some(state))) {
@@ -200,7 +209,11 @@ impl Turns {
         let above = TABLE_ALARMS.iter().map(|(above, _)| *above).filter(|above| filled > *above);
         let level = above.fold(0.0, f64::max);
         if level > self.alarm {
-            tracing::warn!(filled, bytes, "the table is more than {level} of the largest one that nodes take");
+            tracing::warn!(
+                filled,
+                bytes,
+                "the table is more than {level} of the largest one that nodes take"
+            );
         }
         self.alarm = level;
     }

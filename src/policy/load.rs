@@ -180,7 +180,8 @@ fn read_dir(dir: &Path, report: &mut Report) -> std::io::Result<Vec<(String, Vec
         match read_file(&dir.join(&name)) {
             Ok(bytes) if bytes.len() > POLICY_FILE_BYTES_MAX => report.push(file::too_large(&name)),
             Ok(bytes) if bytes.len() > left => {
-                let message = format!("the files up to this one are larger than {POLICY_DIRECTORY_BYTES_MAX} bytes");
+                let message =
+                    format!("the files up to this one are larger than {POLICY_DIRECTORY_BYTES_MAX} bytes");
                 let help = "none was parsed; a policy of the largest limit table needs a tenth of that";
                 report.push(Diagnostic::of_file(&name, message, help));
                 return Ok(Vec::new());

@@ -255,10 +255,12 @@ fn wide(mut made: Policy, rows: usize) -> Policy {
     let long = |at: usize| format!("{at:05}-{}", "x".repeat(240));
     let pool = PoolId::new(long(0));
     made.pools = made.pools.into_values().map(|policy| (pool.clone(), policy)).collect();
-    let limits: BTreeMap<Dimension, Limit> = Dimension::ALL.into_iter().map(|d| (d, Limit::Finite(9))).collect();
+    let limits: BTreeMap<Dimension, Limit> =
+        Dimension::ALL.into_iter().map(|d| (d, Limit::Finite(9))).collect();
     let grant = Grant { key_limits: limits, ..grant.clone() };
     let tiers: BTreeMap<TierId, Grant> = [(TierId::new(long(0)), grant)].into();
-    let models = (0..rows).map(|at| (ModelId::new(long(at)), ModelPolicy { pool: pool.clone(), tiers: tiers.clone() }));
+    let models = (0..rows)
+        .map(|at| (ModelId::new(long(at)), ModelPolicy { pool: pool.clone(), tiers: tiers.clone() }));
     made.models = models.collect();
     made
 }
