@@ -29,6 +29,7 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Pages,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -279,6 +280,16 @@ bounds! {
         /// Longest that an upstream replica which refused a connection is passed over.
         UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
     }
+    Pages {
+        /// Longest that a metrics page is answered from memory: it is encoded once in this time.
+        PAGE_MAX_AGE: Duration, time = Duration::from_secs(1), "encoded anew";
+        /// Most rows of model and tier on a metrics page.
+        ROWS_SHOWN_MAX: usize, count = 2_048, "summed as `other`";
+        /// Most pools on a metrics page.
+        POOLS_SHOWN_MAX: usize, count = 256, "left out";
+        /// Most shares of nodes on a metrics page, over all pools.
+        SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
+    }
 }
 
 // === impl Amount ===
@@ -319,6 +330,7 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Pages, "Metrics pages"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

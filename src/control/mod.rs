@@ -5,7 +5,7 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
-mod conclusions;
+mod families;
 #[cfg(feature = "daemon")]
 mod fence;
 #[cfg(feature = "daemon")]

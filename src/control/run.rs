@@ -20,6 +20,7 @@ use crate::control::settle::Settling;
 use crate::control::standing::{Origin, Standing};
 use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
+use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
 use crate::policy::load::{self, Contents};
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
@@ -44,6 +45,8 @@ pub struct Options {
     /// Without state, how long node reports are collected before the first tick; the policy's
     /// interval unless stated.
     pub collect: Option<Duration>,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
     /// An edit counts once two reads this far apart are equal.
     pub settle: Duration,
 }
@@ -85,6 +88,7 @@ impl Options {
             token_file: None,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             collect: None,
+            metrics: PageOptions::fresh(),
             settle: SETTLED_AFTER,
         }
     }
@@ -117,7 +121,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         None => Token::read_or_create(&options.state),
     };
     let token = token.map_err(failed)?;
-    let metrics = Metrics::new().map_err(failed)?;
+    let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
     let contents = load::read(&options.policies);
     let directory = contents.digest();

@@ -119,10 +119,11 @@ impl Turns {
             self.unfit(&reason, true);
             return Ok(());
         }
+        let begun = self.clock.now();
         let pools = self.sources.observe_round().await;
         let round = Round { pools, usage: self.board.inbox.drain() };
         let now = self.clock.now();
-        match fenced(|| self.step(now, &round)) {
+        let published = match fenced(|| self.step(now, &round)) {
             Ok(Ok((tick, table))) => self.publish(&tick, table, &round).await,
             Ok(Err(error)) => {
                 self.metrics.publish_failed(Channel::Validate);
@@ -133,7 +134,9 @@ impl Turns {
                 self.unfit(&reason, true);
                 Ok(())
             }
-        }
+        };
+        self.metrics.turned(self.clock.now().since(begun));
+        published
     }
 
     fn take_policy(&mut self) {
@@ -148,7 +151,6 @@ impl Turns {
     fn put(&mut self, loaded: Arc<Loaded>, state: Option<State>) {
         self.in_force = Arc::clone(&loaded);
         self.sources.set_policy(&loaded.policy);
-        self.metrics.forget_pools();
         match state {
             Some(state) => self.controller = Controller::new(Arc::clone(&loaded.policy), state),
             None => self.controller.set_policy(Arc::clone(&loaded.policy)),
@@ -179,7 +181,10 @@ impl Turns {
                 .and_then(|latest| saved_state(&latest.status))
                 .unwrap_or_else(|| self.initial.clone()),
         };
-        state.stamp = state.stamp.max(last);
+        if last > state.stamp {
+            // Nobody has seen that version, and nobody shall see it with other contents.
+            state.stamp = Stamp { version: last.version.saturating_add(1), ..last };
+        }
         let Some(good) = good else {
             tracing::error!(policy, reason, "no table this turn; the last one stays in force");
             let same = Arc::clone(&self.in_force);

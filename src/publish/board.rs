@@ -35,7 +35,7 @@ pub struct RollbackRequest {
     pub respond: oneshot::Sender<Reloaded>,
 }
 /// Writes the metrics page.
-pub type MetricsPage = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+pub type MetricsPage = Box<dyn Fn() -> Bytes + Send + Sync>;
 
 pub struct Board {
     announced: watch::Sender<Option<Arc<Announced>>>,

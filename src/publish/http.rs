@@ -69,7 +69,7 @@ async fn read(board: &Board, path: &str, request: &Request<Incoming>) -> Answer 
             None => not_yet(),
         },
         _ => {
-            let page = Full::new(Bytes::from((board.metrics)()));
+            let page = Full::new((board.metrics)());
             sized(Response::new(page), "text/plain; version=0.0.4; charset=utf-8")
         }
     }

@@ -13,6 +13,7 @@ mod edits;
 mod http;
 mod observe;
 mod policies;
+mod presets;
 mod program;
 mod prometheus;
 mod rollback;

@@ -233,7 +233,7 @@ async fn c12_a_policy_of_a_newer_schema_is_refused_with_its_version_named() {
 /// The test's loader, but one number stands for a policy whose turn panics (an interval whose
 /// multiple overflows), and another for one whose check does.
 fn poisonous(target: SocketAddr) -> Loader {
-    let source = SourcePolicy::Direct { targets: vec![target.to_string()] };
+    let source = SourcePolicy::targets(vec![target.to_string()]);
     let plain = loader(source, Duration::from_millis(100));
     Loader::new(move |contents| {
         let loaded = plain.judge(contents)?;
@@ -363,7 +363,7 @@ async fn d11_a_table_above_the_cap_reaches_no_channel_and_its_policy_is_quaranti
 
 #[tokio::test]
 async fn d11_alarms_are_on_above_half_and_four_fifths_of_what_a_node_takes() {
-    let source = SourcePolicy::Direct { targets: vec![replica(PAGE).await.to_string()] };
+    let source = SourcePolicy::targets(vec![replica(PAGE).await.to_string()]);
     let parse = move |contents: tidegate::policy::load::Contents| {
         let count: usize = String::from_utf8_lossy(&contents.files[0].1).trim().parse().unwrap();
         let made = policy(source.clone(), Duration::from_millis(500), 50_000, &count.to_string());

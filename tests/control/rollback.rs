@@ -26,7 +26,7 @@ impl Place {
     }
 
     async fn start(&self) -> Running {
-        let source = SourcePolicy::Direct { targets: vec![self.target.clone()] };
+        let source = SourcePolicy::targets(vec![self.target.clone()]);
         let loader = loader(source, Duration::from_millis(200));
         let mut options =
             Options::new(self.dir.path().join("policies"), self.dir.path().join("state"), loader);
