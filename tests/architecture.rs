@@ -65,6 +65,7 @@ const SHELLS: &[&str] = &[
     "control/run.rs",
     "control/runs.rs",
     "control/turn.rs",
+    "control/unfit.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
     "demo/mod.rs",

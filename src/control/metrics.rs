@@ -59,11 +59,17 @@ pub struct Metrics {
     lag: Gauge,
     publish_failures: IntCounterVec,
     quarantined: IntGauge,
-    reload_successful: IntGauge,
-    reload_failures: IntCounter,
-    policy_held: IntGauge,
+    reloads: Reloads,
     turns_failed: IntCounter,
     table_alarm: IntGaugeVec,
+}
+
+/// How reading the policy goes.
+#[derive(Clone, Debug)]
+struct Reloads {
+    successful: IntGauge,
+    failures: IntCounter,
+    held: IntGauge,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -152,21 +158,7 @@ impl Metrics {
                 "tidegate_control_policy_quarantined",
                 "1 while the last good policy is in force because runs under a later one ended badly.",
             )?,
-            reload_successful: gauge(
-                r,
-                "tidegate_policy_last_reload_successful",
-                "0 while the policy files are not the policy in force.",
-            )?,
-            reload_failures: counter(
-                r,
-                "tidegate_policy_reload_failures_total",
-                "Policy edits that were refused.",
-            )?,
-            policy_held: gauge(
-                r,
-                "tidegate_policy_held",
-                "1 while an operator's rollback holds a former policy in force.",
-            )?,
+            reloads: Reloads::new(r)?,
             turns_failed: counter(
                 r,
                 "tidegate_control_turns_failed_total",
@@ -285,9 +277,9 @@ impl Metrics {
 
     /// A former policy is held in force by an operator, or is no longer.
     pub fn held(&self, held: bool) {
-        self.policy_held.set(i64::from(held));
+        self.reloads.held.set(i64::from(held));
         if held {
-            self.reload_successful.set(0);
+            self.reloads.successful.set(0);
         }
     }
 
@@ -313,12 +305,32 @@ impl Metrics {
     }
 
     pub fn reloaded(&self, successful: bool) {
-        self.reload_successful.set(i64::from(successful));
+        self.reloads.successful.set(i64::from(successful));
         if successful {
-            self.policy_held.set(0);
+            self.reloads.held.set(0);
         } else {
-            self.reload_failures.inc();
+            self.reloads.failures.inc();
         }
+    }
+}
+
+// === impl Reloads ===
+
+impl Reloads {
+    fn new(r: &Registry) -> Result<Reloads, prometheus::Error> {
+        Ok(Reloads {
+            successful: gauge(
+                r,
+                "tidegate_policy_last_reload_successful",
+                "0 while the policy files are not the policy in force.",
+            )?,
+            failures: counter(r, "tidegate_policy_reload_failures_total", "Policy edits that were refused.")?,
+            held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+        })
     }
 }
 
