@@ -10,6 +10,7 @@
 )]
 
 mod http;
+mod metrics;
 mod observe;
 mod program;
 mod prometheus;
