@@ -30,6 +30,7 @@ pub enum Whose {
     Server,
     Node,
     Pages,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,8 @@ bounds! {
         POLICY_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused before it is parsed; the last good policy stays";
         /// Most policy files of one directory.
         POLICY_FILES_MAX: usize, count = 256, "the directory is refused; the last good policy stays";
+        /// Most bytes of all policy files of one directory.
+        POLICY_DIRECTORY_BYTES_MAX: usize, bytes = 16 << 20, "refused before it is parsed; the last good policy stays";
         /// Most directory entries looked at for a change.
         DIRECTORY_ENTRIES_MAX: usize, count = 10_000, "the directory is refused; the last good policy stays";
         /// Deepest nesting of mappings and lists in a policy.
@@ -99,8 +102,26 @@ bounds! {
         CANDIDATES_MAX: usize, count = 2_000, "no suggestion is made";
         /// Longest source line quoted in a diagnostic.
         QUOTED_LINE_BYTES_MAX: usize, bytes = 4_096, "named by line and column only";
-        /// Least time for which a policy directory must be unchanged before it is read.
+        /// Least time between two reads of the policy directory that must be equal.
         SETTLED_AFTER: Duration, time = Duration::from_millis(500), "an edit still under way is waited for";
+        /// Longest that the policy directory is not read, whatever it looks like.
+        UNREAD_MAX: Duration, time = Duration::from_secs(5), "read";
+        /// Longest that a request to reload waits for a directory that keeps changing.
+        UNSETTLED_MAX: Duration, time = Duration::from_secs(5), "400; the edit is read once it has settled";
+        /// Most requests to reload that wait for one reading.
+        RELOADS_WAITING_MAX: usize, count = 16, "they wait for the next reading";
+        /// Most lines that say which limits an edit widens.
+        WIDENED_SHOWN_MAX: usize, count = 50, "counted, not shown";
+        /// Most bytes of diagnostics in the status.
+        DIAGNOSTICS_BYTES_SHOWN_MAX: usize, bytes = 64 << 10, "in the log only";
+        /// Most policies in quarantine.
+        QUARANTINE_MAX: usize, count = 16, "the oldest may be tried again";
+        /// Most former policies kept to go back to.
+        KEPT_POLICIES_MAX: usize, count = 16, "the oldest is given up";
+        /// Most bytes of former policies kept to go back to.
+        KEPT_BYTES_MAX: usize, bytes = 64 << 20, "the oldest is given up";
+        /// Largest note of a policy that is held.
+        HELD_NOTE_BYTES_MAX: usize, bytes = 4 << 10, "the note does not count";
         /// Largest kept copy of the last good policy.
         LAST_GOOD_BYTES_MAX: usize, bytes = 64 << 20, "not kept, and said so; a start needs a valid policy";
     }
@@ -270,6 +291,16 @@ bounds! {
         /// Most shares of nodes on a metrics page, over all pools.
         SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
     }
+    Process {
+        /// Most times in a row that a task which failed begins anew.
+        TASK_RESTARTS_MAX: u32, count = 5, "the process ends, for its service manager to start it";
+        /// Most runs in a row that end badly under one policy.
+        UNCLEAN_RUNS_MAX: usize, count = 3, "the policy is quarantined: the last good one is started";
+        /// Longest time in which that many bad ends count.
+        UNCLEAN_RUNS_WITHIN: Duration, time = Duration::from_secs(60), "they are forgotten";
+        /// Largest record of runs.
+        RUNS_BYTES_MAX: usize, bytes = 64 << 10, "set aside; the last run counts as one that ended badly";
+    }
 }
 
 // === impl Amount ===
@@ -311,6 +342,7 @@ mod tests {
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
             (Whose::Pages, "Metrics pages"),
+            (Whose::Process, "Processes"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
@@ -17,6 +19,7 @@ use crate::metrics::Sheet;
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Round;
+use crate::supervise::panics;
 use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
 use crate::wire::Stamp;
 
@@ -26,6 +29,9 @@ const NODE_SILENT_INTERVALS: u32 = 5;
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
 /// Of a turn's length, seconds: sources have one, the disk has the rest.
 const TURN_BUCKETS: [f64; 8] = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 10.0];
+
+/// Parts of a full table above which an alarm is on, and their labels.
+pub const TABLE_ALARMS: [(f64, &str); 2] = [(0.5, "0.5"), (0.8, "0.8")];
 
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +50,20 @@ pub struct Metrics {
     registry: Registry,
     ticks: IntCounter,
     turn: Histogram,
+    panics: IntCounter,
     epoch: IntGauge,
     version: IntGauge,
     tick: IntGauge,
     table_bytes: IntGauge,
     durable: IntGauge,
+    lag: Gauge,
     publish_failures: IntCounterVec,
+    quarantined: IntGauge,
     reload_successful: IntGauge,
     reload_failures: IntCounter,
+    policy_held: IntGauge,
+    turns_failed: IntCounter,
+    table_alarm: IntGaugeVec,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -103,6 +115,10 @@ impl Metrics {
         for channel in [Channel::Journal, Channel::File, Channel::Validate] {
             publish_failures.with_label_values(&[channel.name()]);
         }
+        let filled =
+            "1 while the table fills more than this part of what nodes take (bytes, rows or shares).";
+        let table_alarm = IntGaugeVec::new(Opts::new("tidegate_publish_table_alarm", filled), &["above"])?;
+        r.register(Box::new(table_alarm.clone()))?;
         let turn = HistogramOpts::new(
             "tidegate_control_turn_duration_seconds",
             "Length of a turn: sources read, decided, on disk, announced.",
@@ -113,6 +129,7 @@ impl Metrics {
             options,
             page: Arc::new(Page::new(options.max_age)),
             latest: Arc::default(),
+            panics: counter(r, "tidegate_control_panics_total", "Panics, whatever they ended.")?,
             ticks: counter(r, "tidegate_control_ticks_total", "Turns of the control loop.")?,
             turn,
             epoch: gauge(r, "tidegate_publish_epoch", "Epoch of the table in force.")?,
@@ -122,9 +139,20 @@ impl Metrics {
             durable: gauge(
                 r,
                 "tidegate_publish_last_write_successful",
-                "0 while the state directory cannot be written and the last good table is served.",
+                "0 while the state directory cannot be written: a restart will not know the tables of \
+                 this time.",
+            )?,
+            lag: real(
+                r,
+                "tidegate_publish_lag_seconds",
+                "From sealing a table to announcing it; grows while the state directory does not answer.",
             )?,
             publish_failures,
+            quarantined: gauge(
+                r,
+                "tidegate_control_policy_quarantined",
+                "1 while the last good policy is in force because runs under a later one ended badly.",
+            )?,
             reload_successful: gauge(
                 r,
                 "tidegate_policy_last_reload_successful",
@@ -135,12 +163,24 @@ impl Metrics {
                 "tidegate_policy_reload_failures_total",
                 "Policy edits that were refused.",
             )?,
+            policy_held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+            turns_failed: counter(
+                r,
+                "tidegate_control_turns_failed_total",
+                "Turns that made no table: the policy could not be stepped.",
+            )?,
+            table_alarm,
             registry,
         })
     }
 
     /// The page at `/metrics`.
     pub fn page(&self) -> Bytes {
+        self.panics.inc_by(panics().saturating_sub(self.panics.get()));
         let page = self.page.get(|| {
             let mut sheet = Sheet::default();
             sheet.gathered(self.registry.gather());
@@ -240,8 +280,36 @@ impl Metrics {
         self.turn.observe(took.as_secs_f64());
     }
 
+    /// How much of what a consumer takes the table fills.
+    pub fn table_filled(&self, part: f64) {
+        for (above, label) in TABLE_ALARMS {
+            self.table_alarm.with_label_values(&[label]).set(i64::from(part > above));
+        }
+    }
+
+    /// A former policy is held in force by an operator, or is no longer.
+    pub fn held(&self, held: bool) {
+        self.policy_held.set(i64::from(held));
+        if held {
+            self.reload_successful.set(0);
+        }
+    }
+
+    /// A turn made no table.
+    pub fn turn_failed(&self) {
+        self.turns_failed.inc();
+    }
+
     pub fn durable(&self, durable: bool) {
         self.durable.set(i64::from(durable));
+    }
+
+    pub fn lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+
+    pub fn quarantined(&self, quarantined: bool) {
+        self.quarantined.set(i64::from(quarantined));
     }
 
     pub fn publish_failed(&self, channel: Channel) {
@@ -250,7 +318,9 @@ impl Metrics {
 
     pub fn reloaded(&self, successful: bool) {
         self.reload_successful.set(i64::from(successful));
-        if !successful {
+        if successful {
+            self.policy_held.set(0);
+        } else {
             self.reload_failures.inc();
         }
     }
@@ -328,6 +398,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, pr
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn real(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    let gauge = Gauge::new(name, help)?;
     registry.register(Box::new(gauge.clone()))?;
     Ok(gauge)
 }
