@@ -90,6 +90,7 @@ pub struct Latest {
     clock: SystemClock,
     round_at: Instant,
     announced_at: Option<Instant>,
+    announced: Option<Stamp>,
 }
 
 /// One pool's sources in the last round.
@@ -246,18 +247,21 @@ impl Metrics {
         self.version.set(int(stamp.version));
         self.tick.set(int(stamp.tick));
         self.table_bytes.set(int(bytes));
-        let (mut current, mut behind, mut silent) = (0, 0, 0);
-        for (at, applied) in seen.nodes.values() {
-            let same = |applied: Stamp| (applied.epoch, applied.version) == (stamp.epoch, stamp.version);
-            if now.since(*at) > interval * NODE_SILENT_INTERVALS {
-                silent += 1;
-            } else if applied.is_some_and(same) {
-                current += 1;
-            } else {
-                behind += 1;
-            }
-        }
+        let version = |stamp: Stamp| (stamp.epoch, stamp.version);
         self.look(|latest| {
+            // Nobody can have what is announced only now; what was announced a turn ago, everybody.
+            let had = latest.announced.replace(stamp).unwrap_or(stamp);
+            let known = version(had)..=version(stamp);
+            let (mut current, mut behind, mut silent) = (0, 0, 0);
+            for (at, applied) in seen.nodes.values() {
+                if now.since(*at) > interval * NODE_SILENT_INTERVALS {
+                    silent += 1;
+                } else if applied.is_some_and(|applied| known.contains(&version(applied))) {
+                    current += 1;
+                } else {
+                    behind += 1;
+                }
+            }
             latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
             latest.announced_at = Some(latest.clock.now());
         });
@@ -345,6 +349,7 @@ impl Default for Latest {
             clock: SystemClock::starting_at(Instant::ZERO),
             round_at: Instant::ZERO,
             announced_at: None,
+            announced: None,
         }
     }
 }
@@ -442,5 +447,21 @@ mod tests {
         };
         assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
         assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));
+    }
+
+    #[test]
+    fn a_node_is_behind_when_it_missed_the_version_of_a_turn_ago() {
+        let metrics = Metrics::new(PageOptions::fresh()).unwrap();
+        let mut seen = Seen::default();
+        let stamp = |version: u64| Stamp { epoch: 1, version, tick: version };
+        seen.nodes.insert("n1".into(), (Instant::ZERO, Some(stamp(4))));
+        let behind = |version: u64| {
+            let interval = Duration::from_secs(2);
+            metrics.observe_published(&seen, Instant::ZERO, interval, stamp(version), 1);
+            metrics.look(|latest| latest.nodes[1])
+        };
+        assert_eq!(behind(4), ("behind", 0));
+        assert_eq!(behind(5), ("behind", 0), "announced this moment");
+        assert_eq!(behind(6), ("behind", 1));
     }
 }

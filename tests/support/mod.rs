@@ -10,6 +10,7 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod large;
 pub mod node;
 pub mod program;
 pub mod prometheus;
