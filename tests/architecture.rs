@@ -19,9 +19,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
+    ("dashboard", &[]),
+    ("metrics", &["bounds", "unit"]),
     ("supervise", &["bounds"]),
     ("publish", &["bounds", "unit", "wire", "supervise"]),
-    ("enforce", &["bounds", "unit", "wire", "supervise"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics", "supervise"]),
     (
         "control",
         &[
@@ -33,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "estimate",
             "decide",
             "allocate",
+            "metrics",
             "publish",
             "supervise",
         ],
@@ -55,6 +58,7 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
     "control/disk.rs",
+    "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
@@ -84,6 +88,8 @@ const SHELLS: &[&str] = &[
     "enforce/serve.rs",
     "enforce/shared.rs",
     "enforce/stream.rs",
+    "metrics/mod.rs",
+    "metrics/process.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",

@@ -7,12 +7,14 @@ use std::sync::{Arc, mpsc};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::control::history::{self, Since};
 use crate::control::reload::{LAST_GOOD, Loaded, PROVEN, store_policy};
 use crate::control::runs::Runs;
 use crate::publish::file::{Access, TABLE_FILE, write_atomic};
 use crate::publish::journal::Journal;
 use crate::publish::lock::StateLock;
 use crate::supervise::failpoint;
+use crate::wire::Stamp;
 
 /// A thread of its own for the disk: lookups of names that nobody answers fill the pool of threads
 /// that the runtime keeps for blocking calls, and a table may not wait behind them.
@@ -29,7 +31,8 @@ pub struct Job {
     pub runs: Option<Runs>,
     /// The journal's entry and the encoded table.
     pub table: Option<(Bytes, Bytes)>,
-    pub policy: Option<Arc<Loaded>>,
+    /// With the stamp of the table that was made under it.
+    pub policy: Option<(Arc<Loaded>, Stamp)>,
     /// The policy has been in force long enough to be trusted after a crash.
     pub proven: bool,
 }
@@ -54,6 +57,8 @@ pub struct Written {
     pub journal: Option<String>,
     pub file: Option<String>,
     pub policy: Option<String>,
+    /// The policies that are kept, where that changed.
+    pub kept: Option<Vec<Since>>,
 }
 
 // === impl Writer ===
@@ -97,7 +102,13 @@ impl Disk {
             written.file = file.err().map(|error| error.to_string());
         }
         // Stored only after a tick under it: a policy that cannot be stepped is not a good one.
-        let Some(policy) = job.policy.as_deref() else { return written };
+        let Some((policy, stamp)) = &job.policy else { return written };
+        if self.stored.as_ref() != Some(&policy.policy.digest) {
+            match history::keep(&self.dir, policy, *stamp) {
+                Ok(kept) => written.kept = Some(kept),
+                Err(error) => written.policy = Some(error),
+            }
+        }
         let digest = Some(&policy.policy.digest);
         let wanted = [(LAST_GOOD, &mut self.stored, true), (PROVEN, &mut self.proven, job.proven)];
         for (name, stored, wanted) in wanted {

@@ -5,9 +5,13 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
-mod conclusions;
-#[cfg(feature = "daemon")]
 mod disk;
+#[cfg(feature = "daemon")]
+mod families;
+#[cfg(feature = "daemon")]
+mod fence;
+#[cfg(feature = "daemon")]
+mod history;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
@@ -20,7 +24,13 @@ pub mod run;
 mod runs;
 mod seal;
 #[cfg(feature = "daemon")]
+pub mod settle;
+#[cfg(feature = "daemon")]
+pub mod standing;
+#[cfg(feature = "daemon")]
 mod turn;
+#[cfg(feature = "daemon")]
+mod unfit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

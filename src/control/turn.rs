@@ -1,5 +1,6 @@
 //! The daemon's loop: observe, tick, make durable, announce, count. In this order: nothing is
-//! announced that a crash could take back.
+//! announced that a crash could take back. A policy whose turn panics, or whose table no node would
+//! take, goes into quarantine (`control/unfit.rs`).
 //!
 //! The disk is not waited for: the loop turns on while a table is being written, and of the tables
 //! sealed meanwhile the latest is written next. Where the state directory cannot be written at all,
@@ -14,17 +15,19 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::control::disk::{Disk, Job, Writer, Written};
-use crate::control::metrics::{Channel, Metrics, Seen};
+use crate::control::fence::fenced;
+use crate::control::metrics::{Channel, Metrics, Seen, TABLE_ALARMS};
 use crate::control::reload::Loaded;
 use crate::control::resume::Entry;
 use crate::control::runs::Runs;
-use crate::control::{Controller, Tick};
+use crate::control::standing::Standing;
+use crate::control::{Controller, State, Tick};
 use crate::observe::Round;
 use crate::observe::sources::Sources;
 use crate::publish::board::{Announced, Board};
 use crate::supervise::{Watchdog, failpoint};
 use crate::unit::{Clock, Instant};
-use crate::wire::Stamp;
+use crate::wire::{Stamp, TableError};
 
 /// A write that takes longer than so many intervals is told as a lag,
 const LAGS_AFTER: u32 = 2;
@@ -38,6 +41,15 @@ const PROVEN_AFTER: Duration = Duration::from_secs(60);
 /// The loop's belongings.
 pub struct Turns {
     pub controller: Controller,
+    /// The policy that is stepped.
+    pub in_force: Arc<Loaded>,
+    /// The last policy under which a table was published.
+    pub good: Option<Arc<Loaded>>,
+    /// Where the loop began, until there is an entry to go back to.
+    pub initial: State,
+    pub standing: Arc<Standing>,
+    /// The alarm that was said last.
+    pub alarm: f64,
     pub clock: Arc<dyn Clock>,
     pub sources: Sources,
     pub board: Arc<Board>,
@@ -96,6 +108,8 @@ struct Sealed {
     interval: Duration,
     table: Bytes,
     entry: Bytes,
+    /// Whose table it is.
+    policy: Arc<Loaded>,
 }
 
 // === impl Turns ===
@@ -139,17 +153,29 @@ impl Turns {
     }
 
     async fn turn(&mut self) -> Result<(), String> {
-        if self.take_policy() {
-            self.record().await?;
+        match fenced(|| self.take_policy()) {
+            Ok(true) => self.record().await?,
+            Ok(false) => {}
+            Err(reason) => {
+                self.unfit(&reason, true);
+                return Ok(());
+            }
         }
+        let begun = self.clock.now();
         let pools = self.sources.observe_round().await;
         let round = Round { pools, usage: self.board.inbox.drain() };
         let now = self.clock.now();
         failpoint("tick", &self.controller.policy().digest);
-        let tick = self.controller.tick(now, &round);
-        self.metrics.observe_round(&mut self.seen, now, &round);
-        self.metrics.observe_tick(&tick);
-        self.publish(&tick, &round)
+        match fenced(|| self.step(now, &round)) {
+            Ok(Ok((tick, table))) => self.publish(&tick, table, &round)?,
+            Ok(Err(error)) => {
+                self.metrics.publish_failed(Channel::Validate);
+                self.unfit(&format!("its table may not be published: {error}"), false);
+            }
+            Err(reason) => self.unfit(&reason, true),
+        }
+        self.metrics.turned(self.clock.now().since(begun));
+        Ok(())
     }
 
     fn take_policy(&mut self) -> bool {
@@ -157,14 +183,31 @@ impl Turns {
             return false;
         }
         let loaded = Arc::clone(&self.accepted.borrow_and_update());
-        self.sources.set_policy(&loaded.policy);
-        self.metrics.forget_pools();
-        self.controller.set_policy(Arc::clone(&loaded.policy));
+        self.put(loaded, None);
+        true
+    }
+
+    /// Puts a policy in force; with `state`, from there.
+    pub(super) fn put(&mut self, loaded: Arc<Loaded>, state: Option<State>) {
+        self.in_force = Arc::clone(&loaded);
         self.policy_since = self.clock.now();
         self.runs.wanted.under(&loaded.policy.digest, self.policy_since);
         // A quarantined policy is not accepted again.
         self.metrics.quarantined(false);
-        true
+        self.sources.set_policy(&loaded.policy);
+        match state {
+            Some(state) => self.controller = Controller::new(Arc::clone(&loaded.policy), state),
+            None => self.controller.set_policy(Arc::clone(&loaded.policy)),
+        }
+    }
+
+    fn step(&mut self, now: Instant, round: &Round) -> Result<(Tick, Bytes), TableError> {
+        let tick = self.controller.tick(now, round);
+        self.metrics.observe_round(&mut self.seen, now, round);
+        self.metrics.observe_tick(&tick);
+        tick.table.validate()?;
+        let table = Bytes::from(tick.table.encode()?);
+        Ok((tick, table))
     }
 
     /// Has the record name the policy before it is stepped, as far as the disk is quick: should the
@@ -186,24 +229,34 @@ impl Turns {
         Ok(())
     }
 
-    fn publish(&mut self, tick: &Tick, round: &Round) -> Result<(), String> {
-        let table = match tick.table.validate().and_then(|()| tick.table.encode()) {
-            Ok(table) => Bytes::from(table),
-            Err(error) => {
-                self.metrics.publish_failed(Channel::Validate);
-                tracing::error!(%error, "the table may not be published; the last good one stays in force");
-                return Ok(());
-            }
-        };
-        let policy = self.controller.policy();
-        let entry =
-            Entry::new(&policy.digest, self.runs.wanted.quarantined(), round, tick, self.controller.state());
+    /// Said once on the way up; the metric says it all the time.
+    fn alarm(&mut self, tick: &Tick, bytes: usize) {
+        let filled = tick.table.filled(bytes);
+        self.metrics.table_filled(filled);
+        let above = TABLE_ALARMS.iter().map(|(above, _)| *above).filter(|above| filled > *above);
+        let level = above.fold(0.0, f64::max);
+        if level > self.alarm {
+            tracing::warn!(
+                filled,
+                bytes,
+                "the table is more than {level} of the largest one that nodes take"
+            );
+        }
+        self.alarm = level;
+    }
+
+    fn publish(&mut self, tick: &Tick, table: Bytes, round: &Round) -> Result<(), String> {
+        self.alarm(tick, table.len());
+        let (policy, state) = (self.controller.policy(), self.controller.state());
+        let why = (&self.in_force.origin, self.runs.wanted.quarantined());
+        let entry = Entry::new(&policy.digest, why, round, tick, state);
         let entry = match serde_json::to_vec(&entry) {
             Ok(entry) => Bytes::from(entry),
             Err(error) => return Err(format!("a tick cannot be written as JSON: {error}")),
         };
         let (stamp, at, interval) = (tick.table.stamp, tick.now, policy.interval);
-        self.hand_on(Sealed { stamp, at, interval, table, entry });
+        let policy = Arc::clone(&self.in_force);
+        self.hand_on(Sealed { stamp, at, interval, table, entry, policy });
         Ok(())
     }
 
@@ -232,12 +285,10 @@ impl Turns {
         }
         let changed = self.runs.stored.as_ref() != Some(&self.runs.wanted);
         let runs = changed.then(|| self.runs.wanted.clone());
-        let loaded = Arc::clone(&self.accepted.borrow());
-        let mine = loaded.policy.digest == self.controller.policy().digest;
         let job = Job {
             runs: runs.clone(),
             table: Some((sealed.entry.clone(), sealed.table.clone())),
-            policy: mine.then_some(loaded),
+            policy: Some((Arc::clone(&sealed.policy), sealed.stamp)),
             proven: sealed.at.since(self.policy_since) >= PROVEN_AFTER,
         };
         let since = sealed.at;
@@ -246,7 +297,7 @@ impl Turns {
     }
 
     /// The disk is back, with a table stored or not.
-    fn written(&mut self, (disk, written, busy): (Disk, Written, Busy)) {
+    fn written(&mut self, (disk, mut written, busy): (Disk, Written, Busy)) {
         if busy.sealed.is_some() {
             self.metrics.durable(written.journal.is_none() && written.file.is_none());
         }
@@ -262,6 +313,9 @@ impl Turns {
         }
         for error in [&written.policy, &written.runs].into_iter().flatten() {
             tracing::warn!(error, "the last good policy or the record of runs could not be stored");
+        }
+        if let Some(kept) = written.kept.take() {
+            self.standing.kept(kept);
         }
         if written.runs.is_none() && busy.runs.is_some() {
             self.runs.stored = busy.runs;
@@ -304,6 +358,7 @@ impl Turns {
         let (stamp, bytes) = (sealed.stamp, sealed.table.len());
         let (table, status) = (sealed.table.clone(), sealed.entry.clone());
         self.board.announce(Announced { stamp, table, status });
+        self.good = Some(Arc::clone(&sealed.policy));
         self.published.last = Some(stamp);
         self.published.unstored = !stored;
         self.metrics.observe_published(&self.seen, sealed.at, sealed.interval, stamp, bytes);

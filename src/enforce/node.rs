@@ -27,6 +27,7 @@ use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
+use crate::metrics::Page;
 use crate::supervise::{Beat, Tasks, Watchdog};
 
 /// Starts nodes.
@@ -111,6 +112,8 @@ impl Node {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
+            page: Page::new(config.metrics.max_age),
+            detail: config.metrics.detail,
         });
         servers.vital(
             "admin",
