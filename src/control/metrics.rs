@@ -151,7 +151,7 @@ impl Metrics {
             lag: real(
                 r,
                 "tidegate_publish_lag_seconds",
-                "From sealing a table to announcing it; grows while the state directory does not answer.",
+                "From sealing a table to having it stored; grows while the state directory does not answer.",
             )?,
             publish_failures,
             quarantined: gauge(
