@@ -13,6 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::bounds::ADMIN_CONNECTIONS_MAX;
+use crate::bounds::NODE_DRAIN;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::{client, entropy};
@@ -24,7 +26,7 @@ use crate::enforce::keyring::Keyring;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::report::Reporter;
-use crate::enforce::serve::{Bounds, DRAIN, serve};
+use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::unit::{Instant, NodeId, SystemClock};
@@ -33,8 +35,6 @@ use crate::wire::{LimitTable, Offer, TableError, UsageReport};
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
 /// be older than the process.
 const CLOCK_START: Instant = Instant(1 << 60);
-/// Connections of the admin listener.
-const ADMIN_CONNECTIONS: usize = 64;
 
 /// What every part of a node sees.
 pub struct Shared {
@@ -131,7 +131,7 @@ impl Node {
         });
         servers.spawn(serve(
             admin,
-            Bounds { connections: ADMIN_CONNECTIONS, header },
+            Bounds { connections: ADMIN_CONNECTIONS_MAX, header },
             stopped,
             move |request| Arc::clone(&operator).handle(request),
         ));
@@ -174,12 +174,12 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
-    /// Takes no new connection, lets requests end, for at most [`DRAIN`], and says to the controller
+    /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
     /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(DRAIN + Duration::from_secs(1), all).await;
+        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), all).await;
         self.followers.abort_all();
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
