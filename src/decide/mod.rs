@@ -211,6 +211,10 @@ impl Law {
         threshold: f64,
     ) -> (f64, Motion, Reason) {
         let before = self.stepped_at.replace(context.now).unwrap_or(context.now);
+        if self.cut_at == Instant::ZERO {
+            // Probing counts from here: from the clock's own beginning it would depend on that.
+            self.cut_at = context.now;
+        }
         let paused = context.now.since(before) > PAUSED_INTERVALS * context.interval;
         let known = self.budget;
         let decided = self.decide(context, estimate, demand, threshold);
