@@ -270,7 +270,7 @@ impl Law {
         }
         let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
         let drifted = (budget * keep).max(context.safe.min(budget));
-        self.drifted |= drifted < budget;
+        self.drifted = true;
         (drifted, Motion::Steer, Reason::SignalsStale)
     }
 
@@ -326,6 +326,10 @@ impl Law {
             // Below what drains the queue of a measured pool a budget helps nobody: what waits then
             // came past the nodes.
             let measured = estimate.capacity.is_some() && context.now >= self.cool_until;
+            if let Some(capacity) = estimate.capacity.filter(|_| measured && self.drifted) {
+                let stepped = target.min(budget + STEER_UP * capacity);
+                return (stepped, Motion::Steer, Reason::Recovered);
+            }
             let motion = if measured && target > budget { Motion::Follow } else { Motion::Hold };
             return (if measured { target } else { budget }, motion, Reason::Overload);
         }
