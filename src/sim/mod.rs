@@ -19,7 +19,7 @@ mod world;
 pub use check::{Broken, Promise};
 pub use page::Untrue;
 pub use scenario::{Fault, Scenario};
-pub use world::{Outcome, Seen, World};
+pub use world::{Outcome, Seen, Survived, World, alone};
 
 use rand::RngExt;
 use rand::SeedableRng;

@@ -267,7 +267,8 @@ fn untrue_pages(chance: &mut Chance, replicas: usize, until: f64) -> Vec<(f64, F
     let mut faults = Vec::new();
     let all: Vec<usize> = (0..replicas).collect();
     let one = |chance: &mut Chance| vec![chance.below(replicas)];
-    let kinds: [(f64, fn(&mut Chance) -> Untrue); 5] = [
+    type Draw = fn(&mut Chance) -> Untrue;
+    let kinds: [(f64, Draw); 5] = [
         (0.25, |chance| Untrue::Times {
             work: if chance.happens(0.5) { 100.0 } else { 0.01 },
             load: if chance.happens(0.5) { 1000.0 } else { 0.0 },

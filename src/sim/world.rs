@@ -1,9 +1,12 @@
 //! The world: an event queue, its own `now`, and everything that happens in it.
 
+mod alone;
 mod control;
 mod faults;
 mod node;
 mod requests;
+
+pub use alone::{Survived, alone};
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -76,6 +79,8 @@ pub struct Outcome {
     pub refused_capacity: u64,
     /// What the controller made of it, tick by tick.
     pub seen: Vec<Seen>,
+    /// The last table.
+    pub table: Option<Arc<LimitTable>>,
 }
 
 /// One tick, for whoever wants to look at a run as a whole.

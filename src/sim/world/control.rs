@@ -27,6 +27,7 @@ impl World {
         if let Ok(bytes) = tick.table.encode() {
             bytes.hash(&mut self.tables);
         }
+        self.outcome.table = Some(Arc::clone(&tick.table));
         for (promise, detail) in self.publications.published(self.now, &tick) {
             self.break_promise(promise, detail);
         }
