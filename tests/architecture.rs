@@ -27,7 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The only files that read a clock: the one all others are handed, and the node's sockets, whose
 /// deadlines are those of tokio's timers.
-const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/stream.rs", "unit.rs"];
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -59,6 +60,7 @@ const SHELLS: &[&str] = &[
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/shared.rs",
+    "enforce/store.rs",
     "enforce/stream.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::Uri;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -10,6 +10,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+/// After this long without a byte the peer's machine is asked whether it is still there, and counts
+/// as gone after 5 + 3 x 3 s.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(3);
+const KEEPALIVE_TRIES: u32 = 3;
 
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -21,6 +27,10 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
+    // A peer that vanished while an answer is waited for says nothing: it is asked.
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_EVERY));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_TRIES));
     tcp.enforce_http(false);
     let mut roots = rustls::RootCertStore::empty();
     // Without any root, TLS connections fail and say why; plain ones do not need one.
@@ -38,15 +48,35 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
         .build(connector.wrap_connector(tcp)))
 }
 
-/// Reads a body of at most `bytes_max`.
+/// Reads a body of at most `bytes_max`, of which something arrives every `progress` and all of it
+/// within `whole`.
 ///
 /// # Errors
-/// Too large, or the connection broke.
-pub async fn read_body(body: Incoming, bytes_max: usize) -> Result<Bytes, String> {
-    match Limited::new(body, bytes_max).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) => Err(format!("the answer's body: {error}")),
-    }
+/// Too large, too slow, or the connection broke.
+pub async fn read_body(
+    body: Incoming,
+    bytes_max: usize,
+    progress: Duration,
+    whole: Duration,
+) -> Result<Bytes, String> {
+    let mut body = Limited::new(body, bytes_max);
+    let read = async {
+        let mut bytes = BytesMut::new();
+        loop {
+            match tokio::time::timeout(progress, body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    if let Some(part) = frame.data_ref() {
+                        bytes.extend_from_slice(part);
+                    }
+                }
+                Ok(None) => return Ok(bytes.freeze()),
+                Ok(Some(Err(error))) => return Err(format!("the answer's body: {error}")),
+                Err(_) => return Err(format!("the answer's body stopped for {} s", progress.as_secs())),
+            }
+        }
+    };
+    let late = |_| Err(format!("the answer's body took more than {} s", whole.as_secs()));
+    tokio::time::timeout(whole, read).await.unwrap_or_else(late)
 }
 
 /// `base` and a path that starts with a slash.

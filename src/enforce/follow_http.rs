@@ -12,15 +12,34 @@ use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
 use crate::enforce::shared::Shared;
 use crate::wire::table::TABLE_BYTES_MAX;
-use crate::wire::{LimitTable, Stamp};
+use crate::wire::{LimitTable, Nack, Stamp, TableError};
 
-/// The controller answers after 10 s at the latest, so a connection whose other end vanished
-/// is noticed by then.
-const DEADLINE: Duration = Duration::from_secs(15);
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The controller answers after 10 s at the latest, so one that vanished is noticed by then.
+const HEAD_WAIT: Duration = Duration::from_secs(12);
+/// Something of a table arrives at least this often, and all of it in time for the next one.
+const BODY_PROGRESS: Duration = Duration::from_secs(5);
+const BODY_WAIT: Duration = Duration::from_secs(60);
+/// A controller that was lost, or answered what is none, is asked again after any time up to this:
+/// thousands of nodes lose it in the same moment. All of them are back within 5 s of its return,
+/// of which the rest is for the answers.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(4);
 /// A controller that never waits is asked at most this often.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// One node's view of its controller.
+struct Controller {
+    client: HttpClient,
+    url: Uri,
+    token: Option<Secret>,
+    /// Not the table from disk: the controller shall say what is current.
+    known: Option<Stamp>,
+}
+
+/// Why there is no table.
+enum Problem {
+    Away(String),
+    Refused(Nack),
+}
 
 /// Runs until dropped.
 pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token: Option<Secret>) {
@@ -31,66 +50,66 @@ pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token
             return;
         }
     };
-    let mut backoff = BACKOFF_MIN;
-    // Not the one from disk: the controller shall say what is current.
-    let mut known: Option<Stamp> = None;
+    let mut controller = Controller { client, url, token, known: None };
     loop {
         let asked = tokio::time::Instant::now();
-        let answer = tokio::time::timeout(DEADLINE, ask(&client, &url, token.as_ref(), known)).await;
-        let problem = match answer {
-            Ok(Ok(Some(table))) => {
-                let stamp = table.stamp;
-                match shared.offer(table).await {
-                    Ok(()) => {
-                        known = Some(stamp);
-                        None
-                    }
-                    Err(error) => Some(error.to_string()),
+        let reason = match controller.ask().await {
+            Ok(Some(table)) => match shared.offer(table, Duration::ZERO).await {
+                Ok(()) => {
+                    controller.known = shared.cell.held().map(|held| held.stamp());
+                    None
                 }
+                Err(error) => Some(error.to_string()),
+            },
+            Ok(None) => None,
+            Err(Problem::Away(reason)) => Some(reason),
+            Err(Problem::Refused(nack)) => {
+                shared.refuse(nack.stamp, &nack.reason);
+                Some(nack.reason)
             }
-            Ok(Ok(None)) => None,
-            Ok(Err(reason)) => Some(reason),
-            Err(_) => Some(format!("no answer within {} s", DEADLINE.as_secs())),
         };
-        match problem {
-            None => {
-                backoff = BACKOFF_MIN;
-                if asked.elapsed() < PAUSE {
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
+        match reason {
+            None if asked.elapsed() < PAUSE => tokio::time::sleep(PAUSE).await,
+            None => {}
             Some(reason) => {
                 shared.count.table_errors();
                 tracing::warn!(controller = %base, %reason, "no table; the last one stays in force");
-                tokio::time::sleep(BACKOFF_MIN + backoff.mul_f64(jitter())).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX - BACKOFF_MIN);
+                tokio::time::sleep(RECONNECT_MAX.mul_f64(jitter())).await;
             }
         }
     }
 }
 
-async fn ask(
-    client: &HttpClient,
-    url: &Uri,
-    token: Option<&Secret>,
-    known: Option<Stamp>,
-) -> Result<Option<LimitTable>, String> {
-    let mut request = Request::get(url.clone());
-    if let Some(Stamp { epoch, version, tick }) = known {
-        request = request.header(IF_NONE_MATCH, format!("\"{epoch}.{version}.{tick}\""));
+// === impl Controller ===
+
+impl Controller {
+    /// The next table; none when the known one is still current.
+    async fn ask(&self) -> Result<Option<LimitTable>, Problem> {
+        let Some(bytes) = self.exchange().await.map_err(Problem::Away)? else { return Ok(None) };
+        let refused = |error: TableError| Nack::new(LimitTable::stamp_of(&bytes), &error.to_string());
+        LimitTable::decode(&bytes).map(Some).map_err(|error| Problem::Refused(refused(error)))
     }
-    if let Some(bearer) = token.and_then(Secret::bearer) {
-        request = request.header(AUTHORIZATION, bearer);
-    }
-    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
-    let answer = client.request(request).await.map_err(|error| chain(&error))?;
-    match answer.status() {
-        StatusCode::OK => {
-            let body = read_body(answer.into_body(), TABLE_BYTES_MAX).await?;
-            LimitTable::decode(&body).map(Some).map_err(|error| error.to_string())
+
+    async fn exchange(&self) -> Result<Option<Bytes>, String> {
+        let mut request = Request::get(self.url.clone());
+        if let Some(Stamp { epoch, version, tick }) = self.known {
+            request = request.header(IF_NONE_MATCH, format!("\"{epoch}.{version}.{tick}\""));
         }
-        StatusCode::NOT_MODIFIED => Ok(None),
-        status => Err(format!("the controller answers {status}")),
+        if let Some(bearer) = self.token.as_ref().and_then(Secret::bearer) {
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+        let answer = match tokio::time::timeout(HEAD_WAIT, self.client.request(request)).await {
+            Ok(answer) => answer.map_err(|error| chain(&error))?,
+            Err(_) => return Err(format!("no answer within {} s", HEAD_WAIT.as_secs())),
+        };
+        match answer.status() {
+            StatusCode::OK => {
+                read_body(answer.into_body(), TABLE_BYTES_MAX, BODY_PROGRESS, BODY_WAIT).await.map(Some)
+            }
+            StatusCode::NOT_MODIFIED => Ok(None),
+            status => Err(format!("the controller answers {status}")),
+        }
     }
 }
 

@@ -119,7 +119,8 @@ mod tests {
 
     fn report(node: &str, uptime_ms: u64) -> UsageReport {
         let (rows, pools) = (Vec::new(), BTreeMap::new());
-        UsageReport { schema: 1, node: node.into(), instance: 1, uptime_ms, applied: None, rows, pools }
+        let (node, applied, nack) = (node.into(), None, None);
+        UsageReport { schema: 1, node, instance: 1, uptime_ms, applied, nack, rows, pools }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::unit::Instant;
 use crate::wire::table::SCHEMA;
-use crate::wire::usage::{REPORT_BYTES_MAX, REPORT_ROWS_MAX};
+use crate::wire::usage::{NACK_BYTES_MAX, REPORT_BYTES_MAX, REPORT_ROWS_MAX};
 use crate::wire::{UsageReport, UsageRow};
 
 use super::Limiter;
@@ -16,7 +16,7 @@ impl Limiter {
     /// Cumulative counters since `started`. Rows nobody asked for are left out, and what would
     /// not fit a report is.
     pub fn report(&self, now: Instant, started: Instant, instance: u64) -> UsageReport {
-        let mut bytes = 0;
+        let mut bytes = ROW_BYTES + 2 * NACK_BYTES_MAX;
         let pools = self.rows.pools().take(REPORT_ROWS_MAX).map(|(name, pool)| {
             bytes += ROW_BYTES + 2 * name.as_str().len();
             (name.clone(), pool.usage())
@@ -41,6 +41,7 @@ impl Limiter {
             instance,
             uptime_ms: u64::try_from(now.since(started).as_millis()).unwrap_or(u64::MAX),
             applied: self.held.as_ref().map(crate::wire::Held::stamp),
+            nack: None,
             rows: rows.collect(),
             pools,
         }
