@@ -11,22 +11,32 @@ use std::path::PathBuf;
 
 /// Room, and the rooms it may name. What is not here may not be named.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("bounds", &[]),
     ("unit", &[]),
-    ("wire", &["unit"]),
-    ("policy", &["unit", "wire"]),
-    ("observe", &["unit", "wire", "policy"]),
-    ("estimate", &["unit", "wire", "policy", "observe"]),
+    ("wire", &["bounds", "unit"]),
+    ("policy", &["bounds", "unit", "wire"]),
+    ("observe", &["bounds", "unit", "wire", "policy"]),
+    ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
-    ("publish", &["unit", "wire"]),
-    ("enforce", &["unit", "wire"]),
-    ("control", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"]),
-    ("sim", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce", "control"]),
-    ("demo", &["unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
+    ("publish", &["bounds", "unit", "wire"]),
+    ("enforce", &["bounds", "unit", "wire"]),
+    (
+        "control",
+        &["bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"],
+    ),
+    (
+        "sim",
+        &[
+            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce",
+            "control",
+        ],
+    ),
+    ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
-/// The only files that read a clock: the one all others are handed, and the node's sockets, whose
-/// deadlines are those of tokio's timers.
+/// The only files that read a clock: the one all others are handed, the node's sockets, whose
+/// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
 const CLOCKS: &[&str] =
     &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
@@ -73,6 +83,7 @@ const SHELLS: &[&str] = &[
     "publish/journal.rs",
     "publish/lock.rs",
     "publish/patience.rs",
+    "publish/peer.rs",
     "publish/server.rs",
     "publish/token.rs",
 ];
@@ -134,6 +145,9 @@ fn scan(name: &str, text: &str) -> Vec<String> {
                 "{place}: reads a clock; take `now` as an argument, a shell asks a `unit::Clock`"
             ));
         }
+        if ["sim", "demo", "bounds"].iter().all(|free| room != *free) && declares_a_bound(line) {
+            found.push(format!("{place}: a bound of its own; declare it in bounds.rs, where all are"));
+        }
         if let Some(world) = WORLD.iter().find(|world| line.contains(**world))
             && !SHELLS.contains(&name)
             && !name.starts_with("cli/")
@@ -142,6 +156,14 @@ fn scan(name: &str, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// `const SOMETHING_MAX` that is a count, a size or a time; the law's factors are no bounds.
+fn declares_a_bound(line: &str) -> bool {
+    line.split_once("const ").and_then(|(_, rest)| rest.split_once(": ")).is_some_and(|(name, rest)| {
+        name.ends_with("_MAX")
+            && ["usize", "u32", "u64", "Duration"].iter().any(|kind| rest.starts_with(kind))
+    })
 }
 
 fn sources(dir: &Path, into: &mut BTreeMap<String, String>, root: &Path) {
@@ -194,6 +216,15 @@ fn every_room_is_on_the_map_and_every_exception_is_one() {
 fn a_backward_import_is_found() {
     let found = scan("estimate/mod.rs", "//! x\nuse crate::enforce::Limiter;\n");
     assert_eq!(found, ["estimate/mod.rs:2: `estimate` may not name `enforce`; hand it in as an argument"]);
+}
+
+#[test]
+fn a_stray_bound_is_found() {
+    let found = scan(
+        "enforce/keys.rs",
+        "//! x\npub(super) const LINES_MAX: usize = 3;\nconst STEP_MAX: f64 = 1.0;\n",
+    );
+    assert_eq!(found, ["enforce/keys.rs:2: a bound of its own; declare it in bounds.rs, where all are"]);
 }
 
 #[test]

@@ -11,11 +11,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-/// After this long without a byte the peer's machine is asked whether it is still there, and counts
-/// as gone after 5 + 3 x 3 s.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(3);
-const KEEPALIVE_TRIES: u32 = 3;
+use crate::bounds::PEER_IDLE_MAX;
+use crate::bounds::PEER_PROBE_WAIT;
+use crate::bounds::PEER_PROBES_MAX;
 
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -28,9 +26,9 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
     // A peer that vanished while an answer is waited for says nothing: it is asked.
-    tcp.set_keepalive(Some(KEEPALIVE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_EVERY));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_TRIES));
+    tcp.set_keepalive(Some(PEER_IDLE_MAX));
+    tcp.set_keepalive_interval(Some(PEER_PROBE_WAIT));
+    tcp.set_keepalive_retries(Some(PEER_PROBES_MAX));
     tcp.enforce_http(false);
     let mut roots = rustls::RootCertStore::empty();
     // Without any root, TLS connections fail and say why; plain ones do not need one.
@@ -94,7 +92,24 @@ pub fn entropy() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// Between 0 and 1.
+/// Anything between 0 and 1, evenly.
 pub fn jitter() -> f64 {
     (entropy() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f04_jitter_is_spread_over_its_whole_range() {
+        let mut drawn: Vec<f64> = (0..4_000).map(|_| jitter()).collect();
+        drawn.sort_by(f64::total_cmp);
+        assert!(drawn[0] >= 0.0 && drawn[3_999] < 1.0);
+        // Ten standard deviations: 0.08 each.
+        for tenth in 0..10 {
+            let (at, expected) = (drawn[tenth * 400], tenth as f64 / 10.0);
+            assert!((at - expected).abs() < 0.08, "{tenth}: {at}");
+        }
+    }
 }

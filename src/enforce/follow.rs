@@ -8,11 +8,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::wire::table::TABLE_BYTES_MAX;
+use crate::bounds::FILE_SKEW_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, Stamp, TableError};
-
-/// A file may be this much younger than now: clocks of machines that share a disk differ.
-const SKEW: Duration = Duration::from_secs(2);
 
 /// Follows one file. Looks at its size, time and identity, and reads it when one differs.
 #[derive(Debug)]
@@ -132,7 +130,7 @@ impl Signature {
 pub(crate) fn age(modified: SystemTime) -> Duration {
     match modified.elapsed() {
         Ok(age) => age,
-        Err(ahead) if ahead.duration() <= SKEW => Duration::ZERO,
+        Err(ahead) if ahead.duration() <= FILE_SKEW_MAX => Duration::ZERO,
         Err(_) => Duration::MAX,
     }
 }
@@ -181,7 +179,7 @@ mod tests {
         write(&good.replace("\"tick\":1", "\"tick\":2"), week * 2);
         assert_eq!(follower.poll().unwrap().unwrap().age, Duration::ZERO);
         let now = write(good, Duration::ZERO);
-        assert!(age(now + Duration::from_secs(1)) <= SKEW);
+        assert!(age(now + Duration::from_secs(1)) <= FILE_SKEW_MAX);
         assert_eq!(age(now + week), Duration::MAX, "from the future");
     }
 }

@@ -8,23 +8,16 @@ use http::header::{AUTHORIZATION, IF_NONE_MATCH};
 use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
 
+use crate::bounds::FOLLOW_BODY_WAIT;
+use crate::bounds::FOLLOW_HEAD_WAIT;
+use crate::bounds::FOLLOW_PAUSE_MIN;
+use crate::bounds::FOLLOW_PROGRESS_WAIT;
+use crate::bounds::FOLLOW_RECONNECT_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
 use crate::enforce::shared::Shared;
-use crate::wire::table::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, Nack, Stamp, TableError};
-
-/// The controller answers after 10 s at the latest, so one that vanished is noticed by then.
-const HEAD_WAIT: Duration = Duration::from_secs(12);
-/// Something of a table arrives at least this often, and all of it in time for the next one.
-const BODY_PROGRESS: Duration = Duration::from_secs(5);
-const BODY_WAIT: Duration = Duration::from_secs(60);
-/// A controller that was lost, or answered what is none, is asked again after any time up to this:
-/// thousands of nodes lose it in the same moment. All of them are back within 5 s of its return,
-/// of which the rest is for the answers.
-pub const RECONNECT_MAX: Duration = Duration::from_secs(4);
-/// A controller that never waits is asked at most this often.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// One node's view of its controller.
 struct Controller {
@@ -69,12 +62,13 @@ pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token
             }
         };
         match reason {
-            None if asked.elapsed() < PAUSE => tokio::time::sleep(PAUSE).await,
+            None if asked.elapsed() < FOLLOW_PAUSE_MIN => tokio::time::sleep(FOLLOW_PAUSE_MIN).await,
             None => {}
             Some(reason) => {
                 shared.count.table_errors();
                 tracing::warn!(controller = %base, %reason, "no table; the last one stays in force");
-                tokio::time::sleep(RECONNECT_MAX.mul_f64(jitter())).await;
+                // Thousands of nodes lose their controller in the same moment.
+                tokio::time::sleep(FOLLOW_RECONNECT_MAX.mul_f64(jitter())).await;
             }
         }
     }
@@ -99,13 +93,15 @@ impl Controller {
             request = request.header(AUTHORIZATION, bearer);
         }
         let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
-        let answer = match tokio::time::timeout(HEAD_WAIT, self.client.request(request)).await {
+        let answer = match tokio::time::timeout(FOLLOW_HEAD_WAIT, self.client.request(request)).await {
             Ok(answer) => answer.map_err(|error| chain(&error))?,
-            Err(_) => return Err(format!("no answer within {} s", HEAD_WAIT.as_secs())),
+            Err(_) => return Err(format!("no answer within {} s", FOLLOW_HEAD_WAIT.as_secs())),
         };
         match answer.status() {
             StatusCode::OK => {
-                read_body(answer.into_body(), TABLE_BYTES_MAX, BODY_PROGRESS, BODY_WAIT).await.map(Some)
+                read_body(answer.into_body(), TABLE_BYTES_MAX, FOLLOW_PROGRESS_WAIT, FOLLOW_BODY_WAIT)
+                    .await
+                    .map(Some)
             }
             StatusCode::NOT_MODIFIED => Ok(None),
             status => Err(format!("the controller answers {status}")),

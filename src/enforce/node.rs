@@ -13,6 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::bounds::ADMIN_CONNECTIONS_MAX;
+use crate::bounds::NODE_DRAIN;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::client;
@@ -21,13 +23,10 @@ use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
 use crate::enforce::report::Reporter;
-use crate::enforce::serve::{Bounds, DRAIN, serve};
+use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
-
-/// Connections of the admin listener.
-const ADMIN_CONNECTIONS: usize = 64;
 
 /// Starts nodes.
 pub struct Node;
@@ -114,7 +113,7 @@ impl Node {
         });
         servers.spawn(serve(
             admin,
-            Bounds { connections: ADMIN_CONNECTIONS, header },
+            Bounds { connections: ADMIN_CONNECTIONS_MAX, header },
             stopped,
             move |request| Arc::clone(&operator).handle(request),
         ));
@@ -157,12 +156,12 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
-    /// Takes no new connection, lets requests end, for at most [`DRAIN`], and says to the controller
+    /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
     /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(DRAIN + Duration::from_secs(1), all).await;
+        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), all).await;
         self.followers.abort_all();
         if let Some(reporter) = &self.reporter {
             reporter.last().await;

@@ -1,6 +1,7 @@
 //! A socket whose writes end in time: a client that stops reading would hold its request forever,
 //! since nobody asks for the next piece of a body that cannot be written.
 
+use crate::bounds::CLIENT_STALLED_MAX;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,9 +10,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-
-/// A write that makes no progress this long ends the connection.
-const STALLED: Duration = Duration::from_secs(60);
 
 pub struct Patient {
     socket: TcpStream,
@@ -24,7 +22,7 @@ pub struct Patient {
 
 impl Patient {
     pub fn new(socket: TcpStream) -> Patient {
-        Patient { socket, deadline: None, stalled: STALLED }
+        Patient { socket, deadline: None, stalled: CLIENT_STALLED_MAX }
     }
 
     fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

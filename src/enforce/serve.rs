@@ -15,13 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::bounds::HEAD_BYTES_MAX;
+use crate::bounds::HEADERS_MAX;
+use crate::bounds::NODE_DRAIN;
 use crate::enforce::patient::Patient;
 use crate::enforce::stream::Body;
-
-const HEADERS_MAX: usize = 64;
-const HEAD_BYTES_MAX: usize = 64 << 10;
-/// How long requests may take to end once the server stops.
-pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// What one listener holds and waits for.
 #[derive(Clone, Copy, Debug)]
@@ -71,8 +69,8 @@ where
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", DRAIN.as_secs());
+    if tokio::time::timeout(NODE_DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", NODE_DRAIN.as_secs());
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::follow::{FollowError, Found, age, decode, read_bounded};
 use crate::wire::LimitTable;
-use crate::wire::table::TABLE_BYTES_MAX;
 
 const SLOTS: [&str; 2] = ["table.json", "table.1.json"];
 const TEMPORARY: &str = ".table.json.tmp";

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
+use crate::bounds::DEMAND_NODES_MAX;
+use crate::bounds::STAMP_MAX;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, TierId};
 use crate::wire::{PoolUsage, Stamp, UsageReport, UsageRow, Work};
 
@@ -17,15 +19,11 @@ const GAIN_DEMAND: f64 = 0.35;
 const HELD_INTERVALS: f64 = 5.0;
 /// A silent node keeps its share this long: until its table has run out it may still use it.
 const FORGOTTEN_INTERVALS: f64 = 15.0;
-/// Most nodes remembered.
-const NODES_MAX: usize = 10_000;
 /// No node is offered more than this a second, whatever it says: a lie may not drown a truth.
 const OFFERED_MAX: f64 = 1e7;
 /// Upstream errors expected of a healthy pool, and the significance of more.
 const ERROR_RATIO: f64 = 0.01;
 const SIGNIFICANT: f64 = 0.01;
-/// A stamp beyond this in a report is damage, not history.
-const STAMP_MAX: u64 = 1 << 40;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Nodes {
@@ -115,7 +113,7 @@ impl Nodes {
         let latest: BTreeMap<&NodeId, &UsageReport> =
             reports.iter().map(|report| (&report.node, report)).collect();
         for report in latest.into_values() {
-            if self.nodes.contains_key(&report.node) || self.nodes.len() < NODES_MAX {
+            if self.nodes.contains_key(&report.node) || self.nodes.len() < DEMAND_NODES_MAX {
                 let node = Node::heard(self.nodes.get(&report.node), now, report, &pool_of);
                 self.nodes.insert(report.node.clone(), node);
             }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::REPLICAS_MAX;
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Signals;
@@ -24,8 +25,6 @@ const SILENT_WEIGHT: f64 = 0.5;
 const FORGOTTEN_INTERVALS: f64 = 150.0;
 /// Most of the ready replicas that may go in one interval on one sign.
 const FALL_ON_ONE_SIGN: f64 = 0.7;
-/// Most replicas remembered for one pool.
-const REPLICAS_MAX: usize = 16_384;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fleet {

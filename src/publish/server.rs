@@ -17,19 +17,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use crate::bounds::SERVER_CONNECTIONS_MAX;
+use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HANDSHAKES_MAX;
+use crate::bounds::SERVER_HEADER_WAIT;
+use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
-
-/// Most connections at a time; more wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 12_000;
-/// Longest that a request's headers, or a TLS handshake, may take.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a reader of an answer may make no progress.
-const READER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a stopping server waits for its connections.
-pub const DRAIN: Duration = Duration::from_secs(10);
+use crate::publish::peer;
 
 /// A running listener.
 #[derive(Debug)]
@@ -38,6 +36,13 @@ pub struct Server {
     stop: oneshot::Sender<()>,
     accepting: tokio::task::JoinHandle<()>,
     board: Arc<Board>,
+}
+
+/// TLS, for a bounded number of newcomers at a time: thousands at once would all be late.
+#[derive(Clone)]
+struct Handshakes {
+    tls: TlsAcceptor,
+    turns: Arc<Semaphore>,
 }
 
 // === impl Server ===
@@ -54,12 +59,11 @@ impl Server {
     ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting =
-            tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), Arc::clone(&board), stopped));
+        let accepting = tokio::spawn(accept(listener, tls.map(Handshakes::new), Arc::clone(&board), stopped));
         Ok(Server { addr, stop, accepting, board })
     }
 
-    /// Accepts nothing more, answers whoever waits, and gives the rest [`DRAIN`] to finish.
+    /// Accepts nothing more, answers whoever waits, and gives the rest [`SERVER_DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
@@ -69,12 +73,12 @@ impl Server {
 
 async fn accept(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(SERVER_CONNECTIONS_MAX));
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
@@ -97,22 +101,22 @@ async fn accept(
         }
     }
     drop(listener);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(SERVER_DRAIN, graceful.shutdown()).await;
 }
 
 async fn connection(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     watcher: Watcher,
     slot: OwnedSemaphorePermit,
 ) {
-    let _ = stream.set_nodelay(true);
-    let stream = Patient::new(stream, READER_WAIT);
+    peer::bound(&stream);
+    let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Some(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -130,12 +134,25 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
+        .header_read_timeout(SERVER_HEADER_WAIT)
         .max_buf_size(16 << 10)
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), service);
     // A client that breaks off is its own affair.
     let _ = watcher.watch(connection).await;
+}
+
+// === impl Handshakes ===
+
+impl Handshakes {
+    fn new(config: Arc<ServerConfig>) -> Handshakes {
+        Handshakes { tls: config.into(), turns: Arc::new(Semaphore::new(SERVER_HANDSHAKES_MAX)) }
+    }
+
+    async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Option<TlsStream<S>> {
+        let _turn = self.turns.acquire().await.ok()?;
+        self.tls.accept(stream).await.ok()
+    }
 }
 
 /// A TLS configuration from a certificate chain and its key, both PEM.

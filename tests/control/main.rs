@@ -16,3 +16,4 @@ mod prometheus;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

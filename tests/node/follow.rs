@@ -87,22 +87,25 @@ async fn keys_are_reloaded_and_a_bad_file_keeps_the_last_good_ones() {
 }
 
 /// A controller that answers as told and keeps what it hears.
-struct Controller {
-    address: SocketAddr,
-    state: Arc<Told>,
+pub struct Controller {
+    pub address: SocketAddr,
+    pub state: Arc<Told>,
     task: tokio::task::JoinHandle<()>,
 }
 
-struct Told {
+pub struct Told {
     /// Tag and bytes.
     table: tokio::sync::watch::Sender<Option<(String, Bytes)>>,
-    asked: Mutex<Vec<HeaderMap>>,
+    pub asked: Mutex<Vec<HeaderMap>>,
     reports: Mutex<Vec<UsageReport>>,
 }
 
 impl Controller {
-    async fn start() -> Controller {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub async fn start() -> Controller {
+        Controller::on(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    pub fn on(listener: tokio::net::TcpListener) -> Controller {
         let address = listener.local_addr().unwrap();
         let table = tokio::sync::watch::Sender::new(None);
         let state = Arc::new(Told { table, asked: Mutex::default(), reports: Mutex::default() });
@@ -126,7 +129,7 @@ impl Controller {
         format!("http://{}/v1/table", self.address)
     }
 
-    fn publish(&self, table: LimitTable) {
+    pub fn publish(&self, table: LimitTable) {
         self.publish_bytes(table.stamp, table.encode().unwrap());
     }
 
@@ -173,7 +176,7 @@ async fn answer(request: Request<Incoming>, told: Arc<Told>) -> Result<Response<
     Ok(response)
 }
 
-fn followed(controller: &Controller, dir: &std::path::Path, upstream: &Upstream) -> NodeConfig {
+pub fn followed(controller: &Controller, dir: &std::path::Path, upstream: &Upstream) -> NodeConfig {
     let source = TableSource::parse(&controller.url());
     let keys = KeySource::Inline(keys());
     let mut config = NodeConfig::embedded("n", source, keys, routing(&[upstream.url()]));
@@ -385,7 +388,7 @@ async fn a_controller_that_comes_late_or_refuses_is_asked_again() {
     let upstream = Upstream::start().await;
     let controller = Controller::start().await;
     let mut config = followed(&controller, dir.path(), &upstream);
-    config.controller_token = Some(Secret::new("wrong"));
+    (config.controller_token, config.state) = (Some(Secret::new("wrong")), None);
     let refused = Node::start(config, None).await.unwrap();
     let node = Node::start(followed(&controller, dir.path(), &upstream), None).await.unwrap();
     until("two tries", || controller.state.asked.lock().unwrap().len() >= 2).await;

@@ -1,8 +1,10 @@
 //! What the limiter tells its controller.
 
+use crate::bounds::NACK_BYTES_MAX;
+use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::Instant;
 use crate::wire::table::SCHEMA;
-use crate::wire::usage::{NACK_BYTES_MAX, REPORT_BYTES_MAX, REPORT_ROWS_MAX};
 use crate::wire::{UsageReport, UsageRow};
 
 use super::Limiter;
