@@ -92,7 +92,9 @@ async fn measure(watchers: usize, rounds: usize, bytes: usize) {
     sides.truncate(1);
     for (how, longest) in [("as nodes do", FOLLOW_RECONNECT_MAX), ("all at once", Duration::ZERO)] {
         let took = sides[0].restart(longest).await;
-        println!("reconnecting {how}: {watchers} of {watchers} have the new table {took:.2?} after the restart");
+        println!(
+            "reconnecting {how}: {watchers} of {watchers} have the new table {took:.2?} after the restart"
+        );
     }
 }
 
@@ -197,10 +199,8 @@ async fn follow(
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let ask = format!(
-            "GET /v1/table?wait=10s HTTP/1.1\r\nhost: x\r\nif-none-match: \"1.1.{}\"\r\n\r\n",
-            *tick
-        );
+        let ask =
+            format!("GET /v1/table?wait=10s HTTP/1.1\r\nhost: x\r\nif-none-match: \"1.1.{}\"\r\n\r\n", *tick);
         stream.write_all(ask.as_bytes()).await?;
         let mut filled = 0;
         let head = loop {
