@@ -50,9 +50,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
-/// The only files that read a clock: the one all others are handed, and the node's sockets, whose
-/// deadlines are those of tokio's timers.
-const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/stream.rs", "unit.rs"];
+/// The only files that read a clock: the one all others are handed, the node's sockets, whose
+/// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -88,6 +89,7 @@ const SHELLS: &[&str] = &[
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/shared.rs",
+    "enforce/store.rs",
     "enforce/stream.rs",
     "metrics/mod.rs",
     "metrics/process.rs",
@@ -104,6 +106,7 @@ const SHELLS: &[&str] = &[
     "publish/journal.rs",
     "publish/lock.rs",
     "publish/patience.rs",
+    "publish/peer.rs",
     "publish/server.rs",
     "publish/token.rs",
     "supervise/failpoint.rs",

@@ -437,6 +437,7 @@ mod tests {
             instance: 1,
             uptime_ms: 5,
             applied: Some(stamp),
+            nack: None,
             rows: Vec::new(),
             pools: BTreeMap::new(),
         };

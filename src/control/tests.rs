@@ -91,6 +91,7 @@ impl Run {
             instance: 1,
             uptime_ms: 2000 * self.tick,
             applied: None,
+            nack: None,
             rows: vec![row("enterprise"), row("starter")],
             pools: BTreeMap::new(),
         }

@@ -169,6 +169,13 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What still holds the node for a moment must not keep the next one from its state.
+        self.gate.shared.release();
+    }
+}
+
 // === impl Reload ===
 
 impl Reload {

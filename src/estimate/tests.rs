@@ -269,6 +269,7 @@ fn report(uptime: u64, instance: u64, offered: u64, errors: u64) -> UsageReport 
         instance,
         uptime_ms: uptime * 1000,
         applied: Some(Stamp { epoch: 1, version: 2, tick: 3 }),
+        nack: None,
         rows: vec![UsageRow {
             model: ModelId::new("m"),
             tier: TierId::new("t"),

@@ -21,3 +21,4 @@ mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

@@ -9,6 +9,7 @@
     reason = "a broken promise ends the test"
 )]
 
+mod away;
 mod cli;
 mod edges;
 mod follow;
