@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -26,7 +26,9 @@ use crate::enforce::keyring::Keyring;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::report::Reporter;
+use crate::enforce::room::Room;
 use crate::enforce::serve::{Bounds, serve};
+use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::unit::{Instant, NodeId, SystemClock};
@@ -112,6 +114,8 @@ impl Node {
             client: http.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
+            answers: Room::new(config.caps.answers_bytes),
+            strangers: Mutex::new(Strangers::new()),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
         let bounds = |connections| Bounds::new(&config.caps, connections);

@@ -11,6 +11,7 @@
 
 mod cli;
 mod edges;
+mod flood;
 mod follow;
 mod openai;
 mod proxy;
