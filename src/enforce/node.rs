@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,8 +23,10 @@ use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
 use crate::enforce::report::Reporter;
+use crate::enforce::room::Room;
 use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::shared::{Shared, StateError};
+use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::metrics::Page;
@@ -96,6 +98,8 @@ impl Node {
             client: http.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
+            answers: Room::new(config.caps.answers_bytes),
+            strangers: Mutex::new(Strangers::new()),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
         let proxied = Bounds::new(&config.caps, config.caps.connections);
