@@ -2,6 +2,7 @@
 //!
 //! [`Node::start`] returns once both listeners are bound, so that a demo or a test can embed it.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -24,7 +28,7 @@ use crate::enforce::keyring::Keyring;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::report::Reporter;
-use crate::enforce::serve::{Bounds, DRAIN, serve};
+use crate::enforce::serve::{Bounds, DRAIN, http, serve};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::unit::{Instant, NodeId, SystemClock};
@@ -101,7 +105,7 @@ impl Node {
         let keyring = read_keys(&config.keys)?;
         let routing = Routing::new(&config.routing).map_err(NodeError::Routing)?;
         let connect = Duration::from_secs(config.caps.connect_seconds.max(1));
-        let http = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
+        let client = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
         let shared = Arc::new(Shared::open(&config)?);
         let (proxy, admin) = (bind("listen", config.listen).await?, bind("admin", config.admin).await?);
         let (proxy_at, admin_at) = (address(&proxy, config.listen), address(&admin, config.admin));
@@ -109,7 +113,7 @@ impl Node {
             shared: Arc::clone(&shared),
             routing: ArcSwap::from_pointee(routing),
             keyring: ArcSwap::from_pointee(keyring),
-            client: http.clone(),
+            client: client.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
         });
@@ -142,14 +146,14 @@ impl Node {
                 followers.spawn(follow_table(Arc::clone(&shared), path, config.caps.poll()));
             }
             TableSource::Http(base) => {
-                followers.spawn(follow_http::follow(Arc::clone(&shared), http.clone(), base, token.clone()));
+                followers.spawn(follow_http::follow(Arc::clone(&shared), client.clone(), base, token.clone()));
             }
         }
         if let KeySource::File(path) = config.keys {
             followers.spawn(follow_keys(Arc::clone(&gate), path, config.caps.poll()));
         }
         let reporter =
-            config.controller.map(|base| Reporter { shared: Arc::clone(&shared), client: http, base, token });
+            config.controller.map(|base| Reporter { shared: Arc::clone(&shared), client, base, token });
         if let Some(reporter) = reporter.clone() {
             followers.spawn(reporter.run(Duration::from_millis(config.caps.report_ms)));
         }
@@ -164,6 +168,23 @@ impl Running {
     /// The limiter and its table; for whoever embeds the node.
     pub fn cell(&self) -> Arc<Cell> {
         Arc::clone(&self.gate.shared.cell)
+    }
+
+    /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
+    /// node, and for the fuzzer.
+    pub async fn serve_connection<I>(&self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let gate = Arc::clone(&self.gate);
+        let header = Duration::from_secs(gate.caps.header_seconds.max(1));
+        let service = service_fn(move |request| {
+            let answer = Arc::clone(&gate).handle(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        if let Err(error) = http(header).serve_connection(TokioIo::new(io), service).await {
+            tracing::debug!(%error, "connection ended");
+        }
     }
 
     /// Reads keys and configuration again; all of it or nothing.

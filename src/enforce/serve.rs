@@ -55,13 +55,7 @@ where
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        // Without the timer hyper silently has no header timeout.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(bounds.header)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Patient::new(socket)), service);
+        let connection = http(bounds.header).serve_connection(TokioIo::new(Patient::new(socket)), service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -74,6 +68,17 @@ where
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", DRAIN.as_secs());
     }
+}
+
+/// How every connection is read, wherever it comes from.
+pub fn http(header: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Without the timer hyper silently has no header timeout.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(header)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    http
 }
 
 async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
