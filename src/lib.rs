@@ -23,18 +23,19 @@
 //!
 //! | Room | May name | Never |
 //! |---|---|---|
+//! | [`bounds`] | nothing | bounds nothing: what grows without an entry here is a mistake |
 //! | [`unit`](mod@unit) | nothing | does arithmetic that can panic or yields NaN in a limit |
-//! | [`wire`] | `unit` | opens a socket, reads a clock, applies a table that it did not validate |
-//! | [`policy`] | `unit`, `wire` | guesses: a mistake is refused with its place, and nothing of the directory is taken |
-//! | [`observe`] | `unit`, `wire`, `policy` | turns silence into a zero, or waits beyond its deadline |
-//! | [`estimate`] | `unit`, `wire`, `policy`, `observe` | decides |
+//! | [`wire`] | `bounds`, `unit` | opens a socket, reads a clock, applies a table that it did not validate |
+//! | [`policy`] | `bounds`, `unit`, `wire` | guesses: a mistake is refused with its place, and nothing of the directory is taken |
+//! | [`observe`] | `bounds`, `unit`, `wire`, `policy` | turns silence into a zero, or waits beyond its deadline |
+//! | [`estimate`] | `bounds`, `unit`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
-//! | [`publish`] | `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `unit`, `wire` | waits for the controller; admits without a table |
-//! | [`control`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish` | decides outside [`control::Controller::tick`] |
-//! | [`sim`] | `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
-//! | [`demo`] | `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
+//! | [`publish`] | `bounds`, `unit`, `wire` | decides, or announces what is not on disk |
+//! | [`enforce`] | `bounds`, `unit`, `wire` | waits for the controller; admits without a table |
+//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
+//! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
 //! # Pure and shell
 //!
@@ -56,7 +57,8 @@
 //! - **Order** is never chance: what a decision iterates over is a `BTreeMap` or sorted.
 //! - **Nothing panics**: no unwrap, no indexing, no unchecked conversion outside tests, and no
 //!   `unsafe` at all.
-//! - **Everything is bounded**: queues, bodies, maps, waits, files; the bound stands beside it.
+//! - **Everything is bounded**: queues, bodies, maps, waits, files; all bounds stand in
+//!   [`bounds`], with what happens beyond each.
 //! - **Floats inside, integers out**: a table is compared and replayed exactly.
 //! - A failure is an input: a scrape that failed is an [`observe::Outcome`], not an error path.
 //!
@@ -99,6 +101,7 @@
 
 #[cfg(feature = "control")]
 pub mod allocate;
+pub mod bounds;
 #[cfg(feature = "control")]
 pub mod control;
 #[cfg(feature = "control")]

@@ -11,18 +11,28 @@ use std::path::PathBuf;
 
 /// Room, and the rooms it may name. What is not here may not be named.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("bounds", &[]),
     ("unit", &[]),
-    ("wire", &["unit"]),
-    ("policy", &["unit", "wire"]),
-    ("observe", &["unit", "wire", "policy"]),
-    ("estimate", &["unit", "wire", "policy", "observe"]),
+    ("wire", &["bounds", "unit"]),
+    ("policy", &["bounds", "unit", "wire"]),
+    ("observe", &["bounds", "unit", "wire", "policy"]),
+    ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
-    ("publish", &["unit", "wire"]),
-    ("enforce", &["unit", "wire"]),
-    ("control", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"]),
-    ("sim", &["unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce", "control"]),
-    ("demo", &["unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
+    ("publish", &["bounds", "unit", "wire"]),
+    ("enforce", &["bounds", "unit", "wire"]),
+    (
+        "control",
+        &["bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"],
+    ),
+    (
+        "sim",
+        &[
+            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "enforce",
+            "control",
+        ],
+    ),
+    ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
 /// The only files that read a clock: the one all others are handed, and the node's sockets, whose
@@ -58,6 +68,7 @@ const SHELLS: &[&str] = &[
     "enforce/patient.rs",
     "enforce/report.rs",
     "enforce/serve.rs",
+    "enforce/shared.rs",
     "enforce/stream.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
@@ -131,6 +142,9 @@ fn scan(name: &str, text: &str) -> Vec<String> {
                 "{place}: reads a clock; take `now` as an argument, a shell asks a `unit::Clock`"
             ));
         }
+        if ["sim", "demo", "bounds"].iter().all(|free| room != *free) && declares_a_bound(line) {
+            found.push(format!("{place}: a bound of its own; declare it in bounds.rs, where all are"));
+        }
         if let Some(world) = WORLD.iter().find(|world| line.contains(**world))
             && !SHELLS.contains(&name)
             && !name.starts_with("cli/")
@@ -139,6 +153,14 @@ fn scan(name: &str, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// `const SOMETHING_MAX` that is a count, a size or a time; the law's factors are no bounds.
+fn declares_a_bound(line: &str) -> bool {
+    line.split_once("const ").and_then(|(_, rest)| rest.split_once(": ")).is_some_and(|(name, rest)| {
+        name.ends_with("_MAX")
+            && ["usize", "u32", "u64", "Duration"].iter().any(|kind| rest.starts_with(kind))
+    })
 }
 
 fn sources(dir: &Path, into: &mut BTreeMap<String, String>, root: &Path) {
@@ -187,10 +209,33 @@ fn every_room_is_on_the_map_and_every_exception_is_one() {
     }
 }
 
+/// The programs and libraries of the product and of the fuzz targets; not the targets, which
+/// libFuzzer calls by an exported symbol.
+#[test]
+fn every_crate_of_ours_forbids_unsafe_code() {
+    for root in ["src/lib.rs", "src/main.rs", "fuzz/lib.rs"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(root)).unwrap();
+        assert!(text.lines().any(|line| line == "#![forbid(unsafe_code)]"), "{root} may hold unsafe code");
+    }
+    // Tests and benchmarks are crates too: the manifest forbids it for all of them.
+    let manifest = include_str!("../Cargo.toml");
+    let lints = manifest.split_once("[lints.rust]").unwrap().1;
+    assert!(lints.lines().any(|line| line == "unsafe_code = \"forbid\""), "{lints}");
+}
+
 #[test]
 fn a_backward_import_is_found() {
     let found = scan("estimate/mod.rs", "//! x\nuse crate::enforce::Limiter;\n");
     assert_eq!(found, ["estimate/mod.rs:2: `estimate` may not name `enforce`; hand it in as an argument"]);
+}
+
+#[test]
+fn a_stray_bound_is_found() {
+    let found = scan(
+        "enforce/keys.rs",
+        "//! x\npub(super) const LINES_MAX: usize = 3;\nconst STEP_MAX: f64 = 1.0;\n",
+    );
+    assert_eq!(found, ["enforce/keys.rs:2: a bound of its own; declare it in bounds.rs, where all are"]);
 }
 
 #[test]

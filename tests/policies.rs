@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use tidegate::bounds::POLICY_FILE_BYTES_MAX;
+use tidegate::bounds::POLICY_FILES_MAX;
 use tidegate::policy::diagnostic::render;
-use tidegate::policy::file::FILE_BYTES_MAX;
-use tidegate::policy::load::{FILES_MAX, Loaded, load, load_bytes};
+use tidegate::policy::load::{Loaded, load, load_bytes};
 use tidegate::policy::{OutputCost, Policy, SourcePolicy};
 use tidegate::unit::{Dimension, Limit};
 
@@ -324,11 +325,11 @@ fn no_cut_or_flipped_byte_panics() {
 
 #[test]
 fn a_hostile_file_is_refused_in_bounded_time() {
-    let deep = "[".repeat(FILE_BYTES_MAX);
+    let deep = "[".repeat(POLICY_FILE_BYTES_MAX);
     let keys: String = (0..150_000).map(|at| format!("{at:x}:\n")).collect();
-    let long = format!("product: {}\n", "x".repeat(FILE_BYTES_MAX - 20));
+    let long = format!("product: {}\n", "x".repeat(POLICY_FILE_BYTES_MAX - 20));
     let unknown: String = (0..30_000).map(|at| format!("unknown_field_{at}: 1\n")).collect();
-    let large = "# x\n".repeat(FILE_BYTES_MAX / 4 + 1);
+    let large = "# x\n".repeat(POLICY_FILE_BYTES_MAX / 4 + 1);
     for text in [deep, keys, long, unknown, large] {
         #[expect(clippy::disallowed_methods, reason = "the time it takes is what is tested")]
         let start = Instant::now();
@@ -345,12 +346,12 @@ fn what_cannot_be_read_is_a_diagnostic_as_well() {
     fs::write(dir.path().join("a.yaml"), GOOD).expect("written");
     fs::create_dir(dir.path().join("b.yaml")).expect("made");
     std::os::unix::fs::symlink("gone", dir.path().join("c.yaml")).expect("linked");
-    fs::write(dir.path().join("d.yaml"), vec![b'#'; FILE_BYTES_MAX + 1]).expect("written");
+    fs::write(dir.path().join("d.yaml"), vec![b'#'; POLICY_FILE_BYTES_MAX + 1]).expect("written");
     let found = load(dir.path()).expect_err("three of four cannot be read");
     let files: Vec<&str> = found.iter().map(|found| found.file.as_str()).collect();
     assert_eq!(files, ["b.yaml", "c.yaml", "d.yaml"]);
     let many = tempfile::tempdir().expect("a directory");
-    for at in 0..=FILES_MAX {
+    for at in 0..=POLICY_FILES_MAX {
         fs::write(many.path().join(format!("{at}.yml")), "x").expect("written");
     }
     assert_eq!(load(many.path()).expect_err("too many").len(), 1);

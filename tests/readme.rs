@@ -281,7 +281,15 @@ fn the_map_shows_the_arrows_that_the_test_allows() {
         })
         .collect();
     let test = read("tests/architecture.rs");
-    let arrows = test.split_once("const ARROWS").unwrap().1.split_once("];").unwrap().0.to_owned();
+    let arrows = test
+        .split_once("const ARROWS")
+        .unwrap()
+        .1
+        .split_once("\n];")
+        .unwrap()
+        .0
+        .split_whitespace()
+        .collect::<String>();
     let arrows: Vec<(String, Vec<String>)> = arrows
         .split("(\"")
         .skip(1)

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tidegate::bounds::JOURNAL_BYTES_MAX;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
-use tidegate::publish::journal::JOURNAL_BYTES_MAX;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;

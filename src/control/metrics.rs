@@ -8,6 +8,7 @@ use prometheus::{
     Encoder, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::conclusions::Conclusions;
 use crate::observe::Outcome;
@@ -23,8 +24,6 @@ pub const REVISION: Option<&str> = option_env!("TIDEGATE_REVISION");
 const NODE_SILENT_INTERVALS: u32 = 5;
 /// A silent node is forgotten after this long, seconds.
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
-/// Most nodes counted.
-const NODES_MAX: usize = 10_000;
 
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +162,7 @@ impl Metrics {
             }
         }
         for report in &round.usage {
-            if seen.nodes.len() < NODES_MAX || seen.nodes.contains_key(&report.node) {
+            if seen.nodes.len() < METRIC_NODES_MAX || seen.nodes.contains_key(&report.node) {
                 seen.nodes.insert(report.node.clone(), (now, report.applied));
             }
         }

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use crate::bounds::DIRECTORY_ENTRIES_MAX;
+use crate::bounds::LAST_GOOD_BYTES_MAX;
+use crate::bounds::SETTLED_AFTER;
 use crate::control::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::diagnostic::{Diagnostic, render};
@@ -22,15 +25,9 @@ use crate::unit::{Clock, Instant};
 
 /// How often the directory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(125);
-/// An edit is read once the directory has been the same for this long: an editor truncates before
-/// it writes, and a cut file may still be valid.
-const SETTLED_AFTER: Duration = Duration::from_millis(500);
-/// Most files looked at.
-const FILES_MAX: usize = 10_000;
 
 /// Name of the last good policy in a state directory.
 const LAST_GOOD: &str = "policy.json";
-const LAST_GOOD_BYTES_MAX: usize = 64 << 20;
 
 /// A policy that passed every check, with the files it came from.
 #[derive(Clone, Debug)]
@@ -209,7 +206,7 @@ impl Reloader {
 pub fn fingerprint(dir: &Path) -> Fingerprint {
     let mut files = Fingerprint::new();
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    for entry in entries.take(FILES_MAX) {
+    for entry in entries.take(DIRECTORY_ENTRIES_MAX) {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !load::is_policy(&name) {
             continue;

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::bounds::JOURNAL_BYTES_MAX;
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
 use crate::control::resume::{first_policy, resume};
@@ -17,7 +18,6 @@ use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
 use crate::observe::sources::Sources;
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
-use crate::publish::journal::JOURNAL_BYTES_MAX;
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
@@ -246,6 +246,6 @@ impl Running {
             }
         };
         let drained = async { tokio::join!(turns, self.server.shutdown()) };
-        let _ = tokio::time::timeout(crate::publish::server::DRAIN, drained).await;
+        let _ = tokio::time::timeout(crate::bounds::SERVER_DRAIN, drained).await;
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::allocate::Bound;
+use crate::bounds::SHARED_NODES_MAX;
 use crate::control::Controller;
 use crate::control::PoolTick;
 use crate::control::RowTick;
@@ -22,8 +23,6 @@ use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
 const UNLISTED_SHARE: u32 = PPM / 100;
 /// Of the listed share, what is split evenly so that a node that wakes is not at zero.
 const EVEN_PART: f64 = 0.1;
-/// Most nodes listed for one pool; the table must stay inside its bounds.
-const NODES_MAX: usize = 4096;
 /// Shares move when one is off by more than this.
 const SHARE_STEP: u32 = PPM / 50;
 /// Of the waiting work, what the tier after the highest leaves free, and what the lowest does.
@@ -252,7 +251,7 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
     };
     let fresh: BTreeMap<NodeId, u32> = nodes
         .iter()
-        .take(NODES_MAX)
+        .take(SHARED_NODES_MAX)
         .map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node))))
         .collect();
     let fresh = if cfg!(feature = "bug-full-limit-per-node") {

@@ -13,10 +13,10 @@ use super::cluster::{GUARANTEES, POOL};
 use super::ledger::TIERS;
 use super::page::MODEL;
 use super::verdict::Terms;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::unit::Dimension;
 use crate::wire::LimitTable;
 use crate::wire::Stamp;
-use crate::wire::table::TABLE_BYTES_MAX;
 
 const EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);

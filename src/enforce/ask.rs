@@ -3,15 +3,14 @@
 //! The body itself is passed on byte for byte; fields that decide are read strictly (a field
 //! twice, or in other capitals, is an error, since an upstream might read the other one).
 
+use crate::bounds::CHOICES_MAX;
+use crate::bounds::OUTPUT_MAX;
 use std::fmt;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// Larger bounds on output tokens, images or choices are mistakes.
-const OUTPUT_MAX: u64 = 10_000_000;
-const CHOICES_MAX: u64 = 1_024;
 const BYTES_PER_TOKEN: u64 = 4;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -21,11 +21,21 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::bounds::CAPS_ANSWER_WAIT;
+use crate::bounds::CAPS_BODIES_BYTES;
+use crate::bounds::CAPS_BODY_BYTES;
+use crate::bounds::CAPS_BODY_WAIT;
+use crate::bounds::CAPS_CONNECT_WAIT;
+use crate::bounds::CAPS_CONNECTIONS;
+use crate::bounds::CAPS_FIRST_BYTE_WAIT;
+use crate::bounds::CAPS_HEADER_WAIT;
+use crate::bounds::CAPS_IDLE_WAIT;
+use crate::bounds::CAPS_KEEP_ALIVE_WAIT;
+use crate::bounds::CAPS_KEYS;
+use crate::bounds::CAPS_WRITE_WAIT;
+use crate::bounds::CONFIG_BYTES_MAX;
+use crate::bounds::NAME_BYTES_MAX;
 use crate::unit::{ModelId, NodeId};
-use crate::wire::table::NAME_BYTES_MAX;
-
-/// Longest configuration, keys or secret file, bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Everything a node needs to start.
 #[derive(Clone, Debug)]
@@ -106,8 +116,13 @@ pub struct Caps {
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    /// From a head's first byte to its last.
     pub header_seconds: u64,
+    /// Between a client's requests.
+    pub keep_alive_seconds: u64,
     pub body_seconds: u64,
+    /// For a client to take 16 kB of an answer that waits for it.
+    pub write_seconds: u64,
     /// Until a stream begins.
     pub first_byte_seconds: u64,
     /// Until an answer in one piece begins: the whole of it is made before.
@@ -246,16 +261,18 @@ impl TableSource {
 impl Default for Caps {
     fn default() -> Caps {
         Caps {
-            body_bytes: 8 << 20,
-            bodies_bytes: 512 << 20,
-            connections: 10_000,
-            keys: 100_000,
-            connect_seconds: 2,
-            header_seconds: 10,
-            body_seconds: 30,
-            first_byte_seconds: 120,
-            answer_seconds: 600,
-            idle_seconds: 60,
+            body_bytes: CAPS_BODY_BYTES,
+            bodies_bytes: CAPS_BODIES_BYTES,
+            connections: CAPS_CONNECTIONS,
+            keys: CAPS_KEYS,
+            connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
+            header_seconds: CAPS_HEADER_WAIT.as_secs(),
+            keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),
+            body_seconds: CAPS_BODY_WAIT.as_secs(),
+            write_seconds: CAPS_WRITE_WAIT.as_secs(),
+            first_byte_seconds: CAPS_FIRST_BYTE_WAIT.as_secs(),
+            answer_seconds: CAPS_ANSWER_WAIT.as_secs(),
+            idle_seconds: CAPS_IDLE_WAIT.as_secs(),
             poll_ms: 200,
             report_ms: 1_000,
         }
@@ -307,8 +324,8 @@ impl std::fmt::Debug for Secret {
 fn read(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |error| ConfigError::Read { path: path.to_owned(), error };
     let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > FILE_BYTES_MAX {
-        let reason = format!("{bytes} bytes, allowed are {FILE_BYTES_MAX}");
+    if bytes > CONFIG_BYTES_MAX {
+        let reason = format!("{bytes} bytes, allowed are {CONFIG_BYTES_MAX}");
         return Err(ConfigError::Invalid { path: path.to_owned(), reason });
     }
     fs::read_to_string(path).map_err(unreadable)

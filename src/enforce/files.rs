@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
+use crate::bounds::KEYS_BYTES_MAX;
 use crate::enforce::config::KeySource;
 use crate::enforce::follow::{FollowError, Follower};
 use crate::enforce::gateway::Gate;
-use crate::enforce::keyring::{KEYS_BYTES_MAX, Keyring, KeyringError};
-use crate::enforce::node::Shared;
+use crate::enforce::keyring::{Keyring, KeyringError};
+use crate::enforce::shared::Shared;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::wire::table::TABLE_BYTES_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, TableError};
 
 /// Follows one file. Looks at its size, time and identity, and reads it when one differs.

@@ -1,26 +1,21 @@
 //! Follows a controller: a long poll whose answer is the next table.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, IF_NONE_MATCH};
 use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
 
+use crate::bounds::FOLLOW_BACKOFF_MAX;
+use crate::bounds::FOLLOW_BACKOFF_MIN;
+use crate::bounds::FOLLOW_PAUSE_MIN;
+use crate::bounds::FOLLOW_WAIT_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
-use crate::enforce::node::Shared;
-use crate::wire::table::TABLE_BYTES_MAX;
+use crate::enforce::shared::Shared;
 use crate::wire::{LimitTable, Stamp};
-
-/// The controller answers after 10 s at the latest, so a connection whose other end vanished
-/// is noticed by then.
-const DEADLINE: Duration = Duration::from_secs(15);
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A controller that never waits is asked at most this often.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs until dropped.
 pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token: Option<Secret>) {
@@ -31,12 +26,12 @@ pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token
             return;
         }
     };
-    let mut backoff = BACKOFF_MIN;
+    let mut backoff = FOLLOW_BACKOFF_MIN;
     // Not the one from disk: the controller shall say what is current.
     let mut known: Option<Stamp> = None;
     loop {
         let asked = tokio::time::Instant::now();
-        let answer = tokio::time::timeout(DEADLINE, ask(&client, &url, token.as_ref(), known)).await;
+        let answer = tokio::time::timeout(FOLLOW_WAIT_MAX, ask(&client, &url, token.as_ref(), known)).await;
         let problem = match answer {
             Ok(Ok(Some(table))) => {
                 let stamp = table.stamp;
@@ -50,20 +45,20 @@ pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token
             }
             Ok(Ok(None)) => None,
             Ok(Err(reason)) => Some(reason),
-            Err(_) => Some(format!("no answer within {} s", DEADLINE.as_secs())),
+            Err(_) => Some(format!("no answer within {} s", FOLLOW_WAIT_MAX.as_secs())),
         };
         match problem {
             None => {
-                backoff = BACKOFF_MIN;
-                if asked.elapsed() < PAUSE {
-                    tokio::time::sleep(PAUSE).await;
+                backoff = FOLLOW_BACKOFF_MIN;
+                if asked.elapsed() < FOLLOW_PAUSE_MIN {
+                    tokio::time::sleep(FOLLOW_PAUSE_MIN).await;
                 }
             }
             Some(reason) => {
                 shared.count.table_errors();
                 tracing::warn!(controller = %base, %reason, "no table; the last one stays in force");
-                tokio::time::sleep(BACKOFF_MIN + backoff.mul_f64(jitter())).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX - BACKOFF_MIN);
+                tokio::time::sleep(FOLLOW_BACKOFF_MIN + backoff.mul_f64(jitter())).await;
+                backoff = (backoff * 2).min(FOLLOW_BACKOFF_MAX - FOLLOW_BACKOFF_MIN);
             }
         }
     }

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
+use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::{self, Ask};
 use crate::enforce::client::{HttpClient, jitter};
@@ -21,7 +22,7 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
 use crate::enforce::ticket::{Refusal, RefusalReason, Settlement, Verdict};
 use crate::enforce::upstream::{Outstanding, Routing, Upstream};
@@ -42,8 +43,6 @@ pub struct Gate {
 /// and a model's name in a body is no key to them.
 const API: &str = "/v1/";
 const MODELS: &str = "/v1/models";
-/// Most models listed.
-const MODELS_MAX: usize = 1_000;
 
 /// An upstream's response, and what has to outlive its headers.
 struct Sent {
@@ -144,7 +143,7 @@ impl Gate {
         let rows = held.iter().flat_map(|held| &held.table.rows);
         let mine =
             rows.filter(|row| row.tier == holder.tier && routing.upstream(row.model.as_str()).is_some());
-        answer::models(mine.take(MODELS_MAX).map(|row| row.model.as_str()))
+        answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 
     fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {

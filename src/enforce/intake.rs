@@ -11,15 +11,14 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::bounds::UNWANTED_BYTES_MAX;
+use crate::bounds::UNWANTED_TIME_MAX;
 use crate::enforce::answer;
 use crate::enforce::config::Caps;
 use crate::enforce::stream::Body;
 
 /// Bodies are accounted for in steps of this many bytes.
 const GRAIN: usize = 4 << 10;
-/// Of a body that nobody wants, this much is read so that its sender hears the answer.
-const UNWANTED_BYTES: usize = 256 << 10;
-const UNWANTED_TIME: Duration = Duration::from_secs(2);
 
 /// Why a body was not read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +83,7 @@ async fn collect(
 /// Whether the rest of a body is through, so that the connection may be used again. Closing one
 /// that is being written to may take the answer along.
 pub async fn discard(mut body: Incoming) -> bool {
-    if body.size_hint().lower() > UNWANTED_BYTES as u64 {
+    if body.size_hint().lower() > UNWANTED_BYTES_MAX as u64 {
         return false;
     }
     let through = async {
@@ -92,13 +91,13 @@ pub async fn discard(mut body: Incoming) -> bool {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
             bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > UNWANTED_BYTES {
+            if bytes > UNWANTED_BYTES_MAX {
                 return false;
             }
         }
         true
     };
-    tokio::time::timeout(UNWANTED_TIME, through).await.unwrap_or(false)
+    tokio::time::timeout(UNWANTED_TIME_MAX, through).await.unwrap_or(false)
 }
 
 // === impl Refused ===

@@ -10,15 +10,11 @@ use http::header::AUTHORIZATION;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::bounds::KEY_BYTES_MAX;
+use crate::bounds::KEYS_MAX;
+use crate::bounds::NAME_BYTES_MAX;
 use crate::enforce::ticket::KeyId;
 use crate::unit::TierId;
-use crate::wire::table::NAME_BYTES_MAX;
-
-/// Longest keys file, bytes, and most keys in it.
-pub const KEYS_BYTES_MAX: usize = 64 << 20;
-const KEYS_MAX: usize = 1_000_000;
-/// Longest credential looked at, bytes.
-const KEY_BYTES_MAX: usize = 512;
 
 #[derive(Debug, Default)]
 pub struct Keyring {

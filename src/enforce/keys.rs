@@ -3,14 +3,12 @@
 //! Only a key whose buckets are full and that has nothing in flight may be forgotten: forgetting
 //! any other would refill it. When no such key is found, new keys share one overflow state.
 
+use crate::bounds::SWEEP_MAX;
 use crate::enforce::bucket::Bucket;
 use crate::enforce::ticket::{KeyId, KeySlot};
 
 #[expect(clippy::disallowed_types, reason = "looked up only, never iterated; one lookup a request")]
 use std::collections::HashMap;
-
-/// Slots looked at for one that may be forgotten, per new key.
-const SWEEP: usize = 32;
 
 #[derive(Clone, Debug, Default)]
 pub struct KeyState {
@@ -91,7 +89,7 @@ impl Keys {
         if self.slots.len() < self.max {
             return Place::Append;
         }
-        for _ in 0..SWEEP.min(self.slots.len()) {
+        for _ in 0..SWEEP_MAX.min(self.slots.len()) {
             let at = self.hand;
             self.hand = (self.hand + 1) % self.slots.len().max(1);
             if self.slots.get(at).is_some_and(|(_, state)| state.in_flight == 0 && idle(state)) {

@@ -1,17 +1,13 @@
 //! Reads what a response used while it passes by: server-sent events or one JSON body.
 //!
 //! Incremental and bounded: of a stream at most one line is kept, of a JSON body at most
-//! [`JSON_BYTES_MAX`]. Usage that never comes is made up for by the events counted.
+//! [`ANSWER_JSON_BYTES_MAX`]. Usage that never comes is made up for by the events counted.
 
+use crate::bounds::ANSWER_JSON_BYTES_MAX;
+use crate::bounds::STREAM_LINE_BYTES_MAX;
+use crate::bounds::USAGE_TOKENS_MAX;
 use bytes::Bytes;
 use serde::Deserialize;
-
-/// Longest line of a stream that is looked into.
-const LINE_BYTES_MAX: usize = 256 << 10;
-/// Largest JSON body that is looked into.
-pub const JSON_BYTES_MAX: usize = 8 << 20;
-/// What no model reports; larger numbers are cut.
-const TOKENS_MAX: u64 = 100_000_000;
 
 #[derive(Debug)]
 pub struct Meter {
@@ -105,7 +101,7 @@ impl Meter {
         match kind {
             Kind::Opaque => piece,
             Kind::Json { body, whole } => {
-                *whole = *whole && body.len() + piece.len() <= JSON_BYTES_MAX;
+                *whole = *whole && body.len() + piece.len() <= ANSWER_JSON_BYTES_MAX;
                 if *whole {
                     body.extend_from_slice(&piece);
                 } else {
@@ -123,7 +119,7 @@ impl Meter {
                     }
                     line.extend_from_slice(part);
                     if !line.ends_with(b"\n") {
-                        if line.len() > LINE_BYTES_MAX {
+                        if line.len() > STREAM_LINE_BYTES_MAX {
                             *skipping = true;
                             out.append(line);
                         }
@@ -238,10 +234,10 @@ impl Usage {
             let details = reported.prompt_tokens_details.or(reported.input_tokens_details);
             let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
             if let Some(input) = reported.prompt_tokens.or(reported.input_tokens) {
-                self.input = Some(input.saturating_sub(cached).min(TOKENS_MAX));
+                self.input = Some(input.saturating_sub(cached).min(USAGE_TOKENS_MAX));
             }
             if let Some(output) = reported.completion_tokens.or(reported.output_tokens) {
-                self.output = Some(output.min(TOKENS_MAX));
+                self.output = Some(output.min(USAGE_TOKENS_MAX));
             }
         }
     }
@@ -343,7 +339,7 @@ mod tests {
         meter.feed(Bytes::from_static(b"{\"choices\":[{}],\"usage\":{\"prompt_tokens\":3,"));
         meter.feed(Bytes::from_static(b"\"completion_tokens\":18446744073709551615}}"));
         meter.finish();
-        assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(TOKENS_MAX) });
+        assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(USAGE_TOKENS_MAX) });
         let mut endless = Meter::new(Some("text/event-stream"), false, true);
         let mut passed = 0;
         for _ in 0..100 {

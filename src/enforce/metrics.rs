@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{Encoder, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::unit::Limit;
 
 macro_rules! counts {

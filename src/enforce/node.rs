@@ -17,38 +17,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::bounds::ADMIN_CONNECTIONS_MAX;
+use crate::bounds::NODE_DRAIN;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
-use crate::enforce::client::{client, entropy};
+use crate::enforce::client::client;
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
-use crate::enforce::follow::Store;
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
-use crate::enforce::limiter::Limiter;
-use crate::enforce::metrics::Counts;
 use crate::enforce::report::Reporter;
-use crate::enforce::serve::{Bounds, DRAIN, http, serve};
+use crate::enforce::serve::{Bounds, http, serve};
+use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
-use crate::unit::{Instant, NodeId, SystemClock};
-use crate::wire::{LimitTable, Offer, TableError, UsageReport};
-
-/// Where the node's clock starts: far above any table's validity, so that a table from disk can
-/// be older than the process.
-const CLOCK_START: Instant = Instant(1 << 60);
-/// Connections of the admin listener.
-const ADMIN_CONNECTIONS: usize = 64;
-
-/// What every part of a node sees.
-pub struct Shared {
-    pub node: NodeId,
-    pub cell: Arc<Cell>,
-    pub count: Counts,
-    started: Instant,
-    instance: u64,
-    store: Option<Store>,
-}
 
 /// Starts nodes.
 pub struct Node;
@@ -81,8 +63,8 @@ pub enum NodeError {
         "admin {0}: the admin listener serves without TLS and may only be on loopback; use 127.0.0.1 or [::1]"
     )]
     AdminExposed(SocketAddr),
-    #[error("state {path}: {error}")]
-    State { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error("configuration: {0}")]
@@ -118,27 +100,21 @@ impl Node {
             bodies: intake::room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
-        let header = Duration::from_secs(config.caps.header_seconds.max(1));
+        let bounds = |connections| Bounds::new(&config.caps, connections);
         let (stop, stopped) = watch::channel(false);
         let mut servers = JoinSet::new();
         let handler = Arc::clone(&gate);
-        servers.spawn(serve(
-            proxy,
-            Bounds { connections: config.caps.connections, header },
-            stopped.clone(),
-            move |request| Arc::clone(&handler).handle(request),
-        ));
+        servers.spawn(serve(proxy, bounds(config.caps.connections), stopped.clone(), move |request| {
+            Arc::clone(&handler).handle(request)
+        }));
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
         });
-        servers.spawn(serve(
-            admin,
-            Bounds { connections: ADMIN_CONNECTIONS, header },
-            stopped,
-            move |request| Arc::clone(&operator).handle(request),
-        ));
+        servers.spawn(serve(admin, bounds(ADMIN_CONNECTIONS_MAX), stopped, move |request| {
+            Arc::clone(&operator).handle(request)
+        }));
         let mut followers = JoinSet::new();
         let token = config.controller_token.clone();
         match config.table {
@@ -171,18 +147,18 @@ impl Running {
     }
 
     /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
-    /// node, and for the fuzzer.
+    /// node, and for the fuzzer. How long a head or a write may take is its owner's business.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let gate = Arc::clone(&self.gate);
-        let header = Duration::from_secs(gate.caps.header_seconds.max(1));
+        let idle = Duration::from_secs(gate.caps.keep_alive_seconds.max(1));
         let service = service_fn(move |request| {
             let answer = Arc::clone(&gate).handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        if let Err(error) = http(header).serve_connection(TokioIo::new(io), service).await {
+        if let Err(error) = http(idle).serve_connection(TokioIo::new(io), service).await {
             tracing::debug!(%error, "connection ended");
         }
     }
@@ -195,85 +171,16 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
-    /// Takes no new connection, lets requests end, for at most [`DRAIN`], and says to the controller
+    /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
     /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(DRAIN + Duration::from_secs(1), all).await;
+        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), all).await;
         self.followers.abort_all();
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
-    }
-}
-
-// === impl Shared ===
-
-impl Shared {
-    fn open(config: &NodeConfig) -> Result<Shared, NodeError> {
-        let clock = SystemClock::starting_at(CLOCK_START);
-        let cell = Cell::new(Limiter::new(config.node.clone(), config.caps.keys), Box::new(clock));
-        let store = match &config.state {
-            Some(path) => {
-                Some(Store::open(path).map_err(|error| NodeError::State { path: path.clone(), error })?)
-            }
-            None => None,
-        };
-        let count = Counts::default();
-        match store.as_ref().map(Store::load).transpose() {
-            Ok(Some(Some(table))) => {
-                let stamp = table.stamp;
-                match cell.restore(table) {
-                    Ok(()) => {
-                        tracing::info!(?stamp, "serving the last table from disk until a controller answers")
-                    }
-                    Err(error) => tracing::error!(%error, "the table on disk is not used"),
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                count.table_errors();
-                tracing::error!(%error, "the table on disk is not used");
-            }
-        }
-        let started = cell.now();
-        Ok(Shared {
-            node: config.node.clone(),
-            cell: Arc::new(cell),
-            count,
-            started,
-            // 53 bits: every JSON reader holds it exactly.
-            instance: entropy() >> 11,
-            store,
-        })
-    }
-
-    pub fn report(&self) -> UsageReport {
-        self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance))
-    }
-
-    /// Puts a table in force and keeps it on disk.
-    ///
-    /// # Errors
-    /// The table is not acceptable; the one in force stays.
-    pub async fn offer(&self, table: LimitTable) -> Result<(), TableError> {
-        match self.cell.offer(table)? {
-            Offer::Applied(held) => {
-                self.count.tables_applied();
-                tracing::debug!(stamp = ?held.stamp(), "table in force");
-                if let Some(store) = self.store.clone() {
-                    let saved = spawn_blocking(move || store.save(&held.table)).await;
-                    if let Err(error) = saved.map_err(io::Error::other).flatten() {
-                        self.count.store_errors();
-                        tracing::error!(%error, "the table in force could not be kept on disk");
-                    }
-                }
-            }
-            Offer::Renewed(_) => self.count.tables_renewed(),
-            Offer::Stale => self.count.tables_stale(),
-        }
-        Ok(())
     }
 }
 

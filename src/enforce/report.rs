@@ -10,15 +10,12 @@ use http::Request;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http_body_util::Full;
 
+use crate::bounds::LAST_REPORT_WAIT_MAX;
+use crate::bounds::REPORT_WAIT_MAX;
 use crate::enforce::client::{HttpClient, join};
 use crate::enforce::config::Secret;
 use crate::enforce::follow_http::chain;
-use crate::enforce::node::Shared;
-
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// A node that stops does not wait longer for its last report.
-const LAST_DEADLINE: Duration = Duration::from_secs(2);
+use crate::enforce::shared::Shared;
 
 #[derive(Clone)]
 pub struct Reporter {
@@ -40,7 +37,7 @@ impl Reporter {
         let mut failing = false;
         loop {
             ticks.tick().await;
-            match self.send(DEADLINE).await {
+            match self.send(REPORT_WAIT_MAX).await {
                 Ok(()) if failing => tracing::info!(controller = %self.base, "usage reports arrive again"),
                 Ok(()) => {}
                 Err(reason) => {
@@ -59,7 +56,7 @@ impl Reporter {
 
     /// What was used in the end; whatever comes of it, the node stops.
     pub async fn last(&self) {
-        if let Err(reason) = self.send(LAST_DEADLINE).await {
+        if let Err(reason) = self.send(LAST_REPORT_WAIT_MAX).await {
             tracing::warn!(controller = %self.base, %reason, "the last usage report is not delivered");
         }
     }

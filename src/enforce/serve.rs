@@ -15,20 +15,33 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::enforce::patient::Patient;
+use crate::bounds::HEAD_BYTES_MAX;
+use crate::bounds::HEADERS_MAX;
+use crate::bounds::NODE_DRAIN;
+use crate::enforce::config::Caps;
+use crate::enforce::patient::{Patience, Patient};
 use crate::enforce::stream::Body;
-
-const HEADERS_MAX: usize = 64;
-const HEAD_BYTES_MAX: usize = 64 << 10;
-/// How long requests may take to end once the server stops.
-pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// What one listener holds and waits for.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub connections: usize,
-    /// A request's head is complete after this, or the connection ends.
-    pub header: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    pub patience: Patience,
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    pub fn new(caps: &Caps, connections: usize) -> Bounds {
+        let seconds = |count: u64| Duration::from_secs(count.max(1));
+        Bounds {
+            connections,
+            idle: seconds(caps.keep_alive_seconds),
+            patience: Patience { head: seconds(caps.header_seconds), write: seconds(caps.write_seconds) },
+        }
+    }
 }
 
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
@@ -55,7 +68,8 @@ where
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let connection = http(bounds.header).serve_connection(TokioIo::new(Patient::new(socket)), service);
+        let socket = TokioIo::new(Patient::new(socket, bounds.patience));
+        let connection = http(bounds.idle).serve_connection(socket, service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -65,17 +79,18 @@ where
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", DRAIN.as_secs());
+    if tokio::time::timeout(NODE_DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", NODE_DRAIN.as_secs());
     }
 }
 
 /// How every connection is read, wherever it comes from.
-pub fn http(header: Duration) -> http1::Builder {
+pub fn http(idle: Duration) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // Without the timer hyper silently has no header timeout.
+    // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
+    // the end of the next head; the head's own, shorter time is the socket's business.
     http.timer(TokioTimer::new())
-        .header_read_timeout(header)
+        .header_read_timeout(idle)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX);
     http

@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http::{HeaderValue, Uri};
 
+use crate::bounds::UPSTREAM_SKIP;
 use crate::enforce::config::RoutingConfig;
 use crate::unit::{Instant, ModelId};
-
-/// A replica that refused a connection is passed over this long.
-const SKIP: Duration = Duration::from_secs(2);
 
 /// Models to upstreams, and paths to models.
 #[derive(Debug, Default)]
@@ -142,7 +139,7 @@ impl Replica {
 
     /// Whether that is news: it was not passed over already.
     pub fn skip(&self, now: Instant) -> bool {
-        self.skipped_until.swap((now + SKIP).0, Ordering::Relaxed) <= now.0
+        self.skipped_until.swap((now + UPSTREAM_SKIP).0, Ordering::Relaxed) <= now.0
     }
 
     /// # Errors

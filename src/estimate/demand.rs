@@ -4,10 +4,13 @@
 //! reports of one process over the difference of their uptimes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
+use crate::bounds::DEMAND_NODES_MAX;
+use crate::bounds::STAMP_MAX;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, TierId};
 use crate::wire::{PoolUsage, Stamp, UsageReport, UsageRow, Work};
 
@@ -17,15 +20,11 @@ const GAIN_DEMAND: f64 = 0.35;
 const HELD_INTERVALS: f64 = 5.0;
 /// A silent node keeps its share this long: until its table has run out it may still use it.
 const FORGOTTEN_INTERVALS: f64 = 15.0;
-/// Most nodes remembered.
-const NODES_MAX: usize = 10_000;
 /// No node is offered more than this a second, whatever it says: a lie may not drown a truth.
 const OFFERED_MAX: f64 = 1e7;
 /// Upstream errors expected of a healthy pool, and the significance of more.
 const ERROR_RATIO: f64 = 0.01;
 const SIGNIFICANT: f64 = 0.01;
-/// A stamp beyond this in a report is damage, not history.
-const STAMP_MAX: u64 = 1 << 40;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Nodes {
@@ -33,6 +32,8 @@ pub struct Nodes {
     /// Smoothed offered work per second.
     #[serde(with = "pairs")]
     offered: BTreeMap<(ModelId, TierId), f64>,
+    #[serde(default)]
+    updated_at: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,9 @@ pub struct PoolDemand {
     pub nodes: Vec<NodeDemand>,
     /// More upstream errors than a healthy pool has: one sign of a loss.
     pub errors_significant: bool,
+    /// Some request was answered in the last interval.
+    #[serde(default)]
+    pub served: bool,
 }
 
 // === impl Nodes ===
@@ -110,12 +114,13 @@ impl Nodes {
         reports: &[UsageReport],
         pool_of: impl Fn(&ModelId) -> Option<PoolId>,
     ) {
+        self.stood_still(now, interval);
         self.nodes.retain(|_, node| now.seconds_since(node.heard_at) <= FORGOTTEN_INTERVALS * interval);
         // Counters are cumulative: the last report of each node says it all.
         let latest: BTreeMap<&NodeId, &UsageReport> =
             reports.iter().map(|report| (&report.node, report)).collect();
         for report in latest.into_values() {
-            if self.nodes.contains_key(&report.node) || self.nodes.len() < NODES_MAX {
+            if self.nodes.contains_key(&report.node) || self.nodes.len() < DEMAND_NODES_MAX {
                 let node = Node::heard(self.nodes.get(&report.node), now, report, &pool_of);
                 self.nodes.insert(report.node.clone(), node);
             }
@@ -134,6 +139,18 @@ impl Nodes {
             *smoothed += GAIN_DEMAND * (seen - *smoothed);
         }
         self.offered.retain(|_, smoothed| *smoothed > 1e-3);
+    }
+
+    /// While nobody listened, nobody was silent: after a pause, nodes are as old as before it.
+    fn stood_still(&mut self, now: Instant, interval: f64) {
+        let before = self.updated_at.replace(now).unwrap_or(now);
+        let gap = now.since(before);
+        if gap.as_secs_f64() > HELD_INTERVALS * interval {
+            let unheard = gap.saturating_sub(Duration::from_secs_f64(interval));
+            for node in self.nodes.values_mut() {
+                node.heard_at = node.heard_at + unheard;
+            }
+        }
     }
 
     fn live(&self, now: Instant, interval: f64) -> impl Iterator<Item = &Node> {
@@ -178,6 +195,7 @@ impl Nodes {
             }
         }
         total.errors_significant = significant(requests, errors);
+        total.served = requests > errors;
         total
     }
 }

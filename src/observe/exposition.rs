@@ -4,14 +4,10 @@
 //! servers put one in all of theirs. A page is hostile input: it is bounded, and a page that is
 //! wrong anywhere is refused as a whole, with line and column, instead of being half believed.
 
+use crate::bounds::LABELS_MAX;
+use crate::bounds::PAGE_BYTES_MAX;
+use crate::bounds::PAGE_SAMPLES_MAX;
 use std::borrow::Cow;
-
-/// Largest page, bytes, after any decoding.
-pub const PAGE_BYTES_MAX: usize = 16 << 20;
-/// Most samples on one page.
-pub const SAMPLES_MAX: usize = 50_000;
-/// Most labels on one sample.
-pub const LABELS_MAX: usize = 64;
 
 /// Which grammar a page is written in; its content type says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,8 +168,8 @@ impl<'a> Iterator for Samples<'a> {
                 continue;
             }
             self.count += 1;
-            if self.count > SAMPLES_MAX {
-                return Some(Err(self.fail(1, format!("more than {SAMPLES_MAX} samples"))));
+            if self.count > PAGE_SAMPLES_MAX {
+                return Some(Err(self.fail(1, format!("more than {PAGE_SAMPLES_MAX} samples"))));
             }
             return Some(sample(content, self.format).map_err(|(rest, reason)| {
                 let column = line.len() - rest.len() + 1;

@@ -98,9 +98,9 @@ fn mistakes_are_named_with_their_place() {
 
 #[test]
 fn pages_samples_and_labels_are_bounded() {
-    let many = "a 1\n".repeat(SAMPLES_MAX + 1);
+    let many = "a 1\n".repeat(PAGE_SAMPLES_MAX + 1);
     assert!(error(&many).contains("more than 50000 samples"), "{}", error(&many));
-    assert!(read("a 1\n".repeat(SAMPLES_MAX).as_bytes(), Format::Text).is_ok());
+    assert!(read("a 1\n".repeat(PAGE_SAMPLES_MAX).as_bytes(), Format::Text).is_ok());
     let wide = format!("a{{{}}} 1\n", "l=\"1\",".repeat(LABELS_MAX + 1));
     assert!(error(&wide).contains("more than 64 labels"));
     let large = vec![b'#'; PAGE_BYTES_MAX + 1];

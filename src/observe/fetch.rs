@@ -3,6 +3,7 @@
 //! Sources are trusted by address only. Nothing is followed (a redirect may lead into the
 //! operator's own network), nothing is decompressed (none was asked for), nothing is unbounded.
 
+use crate::bounds::SOURCE_IDLE_MAX;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +17,6 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-
-/// How long an unused connection is kept, above any sensible interval.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// A client that keeps connections alive. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,7 +72,7 @@ impl Fetcher {
             .enable_http1()
             .wrap_connector(plain);
         let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(SOURCE_IDLE_MAX)
             .pool_max_idle_per_host(8)
             .pool_timer(TokioTimer::new())
             .http1_max_buf_size(64 << 10)

@@ -10,17 +10,15 @@ use http::{Method, Request};
 use http_body_util::Full;
 use tokio::task::JoinSet;
 
+use crate::bounds::ABSENCES_MAX;
+use crate::bounds::ANSWER_BYTES_MAX;
+use crate::bounds::INSTANCES_MAX;
 use crate::observe::fetch::Fetcher;
-use crate::observe::promql::{ANSWER_BYTES_MAX, Answer, answer, down_query, query};
+use crate::observe::promql::{Answer, answer, down_query, query};
 use crate::observe::select::{Signal, outcome_of};
 use crate::observe::{Outcome, PoolRound, Reading};
 use crate::policy::SignalMap;
 use crate::unit::{Instant, PoolId, ReplicaId};
-
-/// An instance that no query names any more is reported silent this often, then forgotten.
-const ABSENCES_MAX: u32 = 30;
-/// Most instances remembered.
-const INSTANCES_MAX: usize = 10_000;
 
 /// One pool's queries and the instances they have named before.
 #[derive(Debug)]

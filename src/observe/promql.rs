@@ -9,12 +9,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::bounds::ANSWER_SERIES_MAX;
 use crate::observe::select::{Signal, add};
 
-/// Largest answer, bytes.
-pub const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Most series in one answer.
-pub const SERIES_MAX: usize = 50_000;
 /// Tells a value from its time inside one answer.
 const PART: &str = "tidegate_part";
 
@@ -114,8 +111,8 @@ pub fn answer(status: u16, body: &[u8]) -> Result<Answer, String> {
     }
     let series: Vec<Series> = serde_json::from_value(data.result)
         .map_err(|error| format!("the answer has no series of the expected shape: {error}"))?;
-    if series.len() > SERIES_MAX {
-        return Err(format!("the query yields {} series, allowed are {SERIES_MAX}", series.len()));
+    if series.len() > ANSWER_SERIES_MAX {
+        return Err(format!("the query yields {} series, allowed are {ANSWER_SERIES_MAX}", series.len()));
     }
     let mut answer = Answer::new();
     for series in series {

@@ -8,15 +8,15 @@ use http::header::{ACCEPT, USER_AGENT};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
 
+use crate::bounds::PAGE_BYTES_MAX;
+use crate::bounds::PARSE_INLINE_BYTES_MAX;
 use crate::observe::Outcome;
-use crate::observe::exposition::{Format, PAGE_BYTES_MAX};
+use crate::observe::exposition::Format;
 use crate::observe::fetch::{FetchError, Fetched, Fetcher};
 use crate::observe::select::Selectors;
 use crate::unit::ReplicaId;
 
 const FORMATS: &str = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5";
-/// Above this a page is parsed off the event loop.
-const PARSE_INLINE_BYTES: usize = 256 << 10;
 
 /// Where one replica is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ async fn read(page: Fetched, selectors: &Arc<Selectors>) -> Outcome {
         status => return Outcome::Silent(format!("HTTP {status}")),
     }
     let format = Format::of_content_type(page.content_type.as_deref());
-    if page.body.len() <= PARSE_INLINE_BYTES {
+    if page.body.len() <= PARSE_INLINE_BYTES_MAX {
         return selectors.apply(&page.body, format);
     }
     let selectors = Arc::clone(selectors);

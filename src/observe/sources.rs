@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::bounds::SCRAPES_MAX;
+use crate::bounds::SOURCE_WAIT_MAX;
 use crate::observe::fetch::Fetcher;
 use crate::observe::prometheus::PrometheusSource;
 use crate::observe::scrape::{Target, scrape};
@@ -14,11 +16,6 @@ use crate::observe::select::Selectors;
 use crate::observe::{Outcome, PoolRound, Reading};
 use crate::policy::{Policy, PoolPolicy, SourcePolicy};
 use crate::unit::{Clock, PoolId, ReplicaId};
-
-/// Longest that one source is waited for.
-const DEADLINE_MAX: Duration = Duration::from_secs(1);
-/// Scrapes in flight at a time, over all pools.
-const SCRAPES_MAX: usize = 1024;
 
 /// The sources of one policy, and what they remember from round to round.
 pub struct Sources {
@@ -57,7 +54,7 @@ impl Sources {
             fetcher: Fetcher::new()?,
             clock,
             slots: Arc::new(Semaphore::new(SCRAPES_MAX)),
-            deadline: DEADLINE_MAX,
+            deadline: SOURCE_WAIT_MAX,
             pools: BTreeMap::new(),
         };
         sources.set_policy(policy);
@@ -66,7 +63,7 @@ impl Sources {
 
     /// Follows a policy; pools whose source stays keep what they remember.
     pub fn set_policy(&mut self, policy: &Policy) {
-        self.deadline = DEADLINE_MAX.min(policy.interval / 2);
+        self.deadline = SOURCE_WAIT_MAX.min(policy.interval / 2);
         let mut before = std::mem::take(&mut self.pools);
         for (id, wanted) in &policy.pools {
             let pool = match before.remove(id) {

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::bounds::TABLE_BYTES_MAX;
+use crate::bounds::TABLE_ENTRIES_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::pool::{self, Pool, accept, unknown, within};
 use crate::policy::report::Report;
@@ -14,7 +16,6 @@ use crate::policy::tier::{self, Granted, Parts};
 use crate::policy::value;
 use crate::policy::{INTERVAL, ModelPolicy, Policy};
 use crate::unit::{ModelId, PoolId};
-use crate::wire::table::{TABLE_BYTES_MAX, TABLE_ENTRIES_MAX};
 
 const INTERVALS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
 /// Upper estimate of one row in a limit table, besides its names: four dimensions, all digits.

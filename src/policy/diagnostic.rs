@@ -3,6 +3,7 @@
 //! The text is public interface: tests compare it byte for byte. Source lines are quoted, so
 //! credentials inside URLs are masked wherever they appear.
 
+use crate::bounds::QUOTED_LINE_BYTES_MAX;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,8 +11,6 @@ use std::sync::Arc;
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-/// Longest source line that is quoted; a longer one is named by line and column only.
-const QUOTED_LINE_MAX: usize = 4_096;
 /// Width of a drawing when nobody says otherwise.
 const WIDTH: usize = 120;
 
@@ -217,7 +216,7 @@ struct Quoted<'a> {
 impl<'a> Quoted<'a> {
     fn of(place: &'a Place, label: &'a str, kind: AnnotationKind) -> Option<Self> {
         let (number, start, line) = place.source.line(place.span.start);
-        if line.len() > QUOTED_LINE_MAX {
+        if line.len() > QUOTED_LINE_BYTES_MAX {
             return None;
         }
         let from = place.span.start.checked_sub(start)?.min(line.len());

@@ -13,15 +13,11 @@ use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Error, Location, MergeKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
+use crate::bounds::POLICY_DEPTH_MAX;
+use crate::bounds::POLICY_FILE_BYTES_MAX;
+use crate::bounds::POLICY_NODES_MAX;
 use crate::policy::diagnostic::{Diagnostic, Place, Placed, Source};
 use crate::policy::report::Report;
-
-/// Largest policy file, refused before it is parsed.
-pub const FILE_BYTES_MAX: usize = 1 << 20;
-/// Deepest nesting of mappings and lists.
-pub const DEPTH_MAX: usize = 32;
-/// Most mappings, lists and scalars of one file.
-pub const NODES_MAX: usize = 100_000;
 
 /// A YAML node with its place.
 #[derive(Clone, Debug)]
@@ -43,7 +39,7 @@ pub enum Kind {
 
 /// Reads one file; `None` when it is no YAML at all. What is wrong goes into `report`.
 pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Option<Node> {
-    if bytes.len() > FILE_BYTES_MAX {
+    if bytes.len() > POLICY_FILE_BYTES_MAX {
         report.push(too_large(name));
         return None;
     }
@@ -79,7 +75,7 @@ pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Option<Node> {
 pub fn too_large(name: &str) -> Diagnostic {
     Diagnostic::of_file(
         name,
-        format!("the file is larger than {FILE_BYTES_MAX} bytes"),
+        format!("the file is larger than {POLICY_FILE_BYTES_MAX} bytes"),
         "it was not parsed; split the policy into several files, each naming its own `product`",
     )
 }
@@ -87,14 +83,14 @@ pub fn too_large(name: &str) -> Diagnostic {
 fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_depth: DEPTH_MAX,
-            flow_nesting_limit: DEPTH_MAX,
+            max_depth: POLICY_DEPTH_MAX,
+            flow_nesting_limit: POLICY_DEPTH_MAX,
             max_aliases: 0,
             max_anchors: 0,
             max_documents: 1,
-            max_nodes: NODES_MAX,
-            max_events: 3 * NODES_MAX,
-            max_total_scalar_bytes: FILE_BYTES_MAX,
+            max_nodes: POLICY_NODES_MAX,
+            max_events: 3 * POLICY_NODES_MAX,
+            max_total_scalar_bytes: POLICY_FILE_BYTES_MAX,
             max_recorded_anchor_events: 0,
             max_recorded_anchor_bytes: 0,
             max_inclusion_depth: 0,
@@ -111,7 +107,7 @@ fn options() -> Options {
 fn explain(error: &Error) -> (String, &'static str) {
     let said = error.to_string();
     let reason = said.split(" at line ").next().unwrap_or(&said).trim_end_matches(':');
-    let too_deep = || (format!("nested deeper than {DEPTH_MAX} levels"), "a policy needs 7");
+    let too_deep = || (format!("nested deeper than {POLICY_DEPTH_MAX} levels"), "a policy needs 7");
     let aliases = || {
         let reason = "anchors and aliases are not part of the policy language";
         (reason.to_owned(), "write the value out where it is used")
@@ -122,7 +118,7 @@ fn explain(error: &Error) -> (String, &'static str) {
             BudgetBreach::Depth { .. } => too_deep(),
             BudgetBreach::Documents { .. } => documents(),
             BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. } => {
-                (format!("more than {NODES_MAX} values in the file"), "split it into several products")
+                (format!("more than {POLICY_NODES_MAX} values in the file"), "split it into several products")
             }
             BudgetBreach::Anchors { .. } | BudgetBreach::Aliases { .. } => aliases(),
             _ if reason.contains("nchor") => aliases(),
@@ -301,7 +297,7 @@ mod tests {
         let deep_block: String = (0..200).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
         let wide = "a: 1\n".repeat(150_000);
         let bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n".to_owned();
-        let big = "#".repeat(FILE_BYTES_MAX + 1);
+        let big = "#".repeat(POLICY_FILE_BYTES_MAX + 1);
         for text in [deep, deep_block, wide, bomb, big, "a: *b".to_owned(), "a: &b 1".to_owned()] {
             let found = errors(text.as_bytes());
             assert_eq!(found.len(), 1, "{}: {found:?}", text.get(..20).unwrap_or(&text));

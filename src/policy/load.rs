@@ -10,15 +10,14 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::bounds::POLICY_FILE_BYTES_MAX;
+use crate::bounds::POLICY_FILES_MAX;
 use crate::policy::Policy;
 use crate::policy::check::{self, Product};
 use crate::policy::diagnostic::Diagnostic;
-use crate::policy::file::{self, FILE_BYTES_MAX};
+use crate::policy::file;
 use crate::policy::report::Report;
 use crate::policy::shape;
-
-/// Most policy files of one directory.
-pub const FILES_MAX: usize = 256;
 
 /// A directory without an error.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ pub fn load_bytes(mut files: Vec<(String, Vec<u8>)>) -> Result<Loaded, Vec<Diagn
     }) {
         report.push(Diagnostic::of_file(&twice, "the file is there twice", "keep one"));
     }
-    if files.len() > FILES_MAX {
+    if files.len() > POLICY_FILES_MAX {
         report.push(too_many("policy"));
     }
     check_files(files, report)
@@ -122,7 +121,7 @@ fn read_dir(dir: &Path, report: &mut Report) -> std::io::Result<Vec<(String, Vec
             }
             None => {}
         }
-        if names.len() > FILES_MAX {
+        if names.len() > POLICY_FILES_MAX {
             report.push(too_many(&dir.display().to_string()));
             return Ok(Vec::new());
         }
@@ -131,7 +130,7 @@ fn read_dir(dir: &Path, report: &mut Report) -> std::io::Result<Vec<(String, Vec
     let mut files = Vec::with_capacity(names.len());
     for name in names {
         match read_file(&dir.join(&name)) {
-            Ok(bytes) if bytes.len() > FILE_BYTES_MAX => report.push(file::too_large(&name)),
+            Ok(bytes) if bytes.len() > POLICY_FILE_BYTES_MAX => report.push(file::too_large(&name)),
             Ok(bytes) => files.push((name, bytes)),
             Err(error) => {
                 let help = "make it a readable file, or remove it: a directory is taken whole or not at all";
@@ -149,11 +148,11 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::Error::other("it is not a file"));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path)?.take(POLICY_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 fn too_many(place: &str) -> Diagnostic {
-    let message = format!("there are more than {FILES_MAX} policy files");
+    let message = format!("there are more than {POLICY_FILES_MAX} policy files");
     Diagnostic::of_file(place, message, "merge some of them; one file may hold many pools and models")
 }

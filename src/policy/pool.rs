@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::Uri;
 
+use crate::bounds::EXPRESSION_BYTES_MAX;
 use crate::policy::diagnostic::Placed;
 use crate::policy::preset::{self, NAMES, Preset, SIGNALS, Selector};
 use crate::policy::report::{Report, nearest};
@@ -16,8 +17,6 @@ use crate::unit::WorkUnit;
 const SLO: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(600)];
 /// Least and most work of one output token.
 const OUTPUT_COST: [f64; 2] = [0.1, 1_000.0];
-/// Longest metric expression or URL, bytes.
-const EXPRESSION_MAX: usize = 4_096;
 const UNITS: [(&str, WorkUnit); 3] =
     [("tokens", WorkUnit::Tokens), ("requests", WorkUnit::Requests), ("images", WorkUnit::Images)];
 
@@ -91,7 +90,7 @@ fn selector(shape: &PoolShape, report: &mut Report) -> String {
     if shape.prometheus.is_none() && shape.targets.is_some() {
         let help = "remove it: `targets` are read directly, one replica each";
         report.error(&selector.place, "`selector` belongs to `prometheus`", help);
-    } else if selector.value.len() > EXPRESSION_MAX
+    } else if selector.value.len() > EXPRESSION_BYTES_MAX
         || preset::matchers(&selector.value).is_none_or(|all| all.is_empty())
     {
         let help = "write label matchers without braces: `selector: 'job=\"vllm\"'`";
@@ -190,7 +189,7 @@ fn url(text: &Text, report: &mut Report) -> Option<String> {
         let help = "remove what stands before the `@`; policy files are shown and copied, secrets are not";
         return refuse("credentials in a URL", help);
     }
-    if value.len() > EXPRESSION_MAX || value.contains('#') {
+    if value.len() > EXPRESSION_BYTES_MAX || value.contains('#') {
         return refuse("not a URL that can be fetched", "remove the fragment; at most 4096 bytes");
     }
     let parsed: Uri = match value.parse() {
@@ -288,7 +287,7 @@ fn expressions(
                 "write `name` or `name{label=\"value\"}`; queries need `prometheus`",
             )
         };
-        if !accepted || expression.len() > EXPRESSION_MAX || expression.chars().any(char::is_control) {
+        if !accepted || expression.len() > EXPRESSION_BYTES_MAX || expression.chars().any(char::is_control) {
             report.error(&text.place, reason, help);
             good = false;
         }

@@ -1,11 +1,8 @@
 //! Everything that is wrong with a directory, collected in one place and bounded.
 
+use crate::bounds::CANDIDATES_MAX;
+use crate::bounds::DIAGNOSTICS_MAX;
 use crate::policy::diagnostic::{Diagnostic, Place, Severity};
-
-/// Most diagnostics of one check; what comes after them is only counted.
-pub const DIAGNOSTICS_MAX: usize = 1_000;
-/// A name is compared with this many candidates at most.
-const CANDIDATES_MAX: usize = 2_000;
 
 /// Collects mistakes until a whole directory is read.
 #[derive(Debug, Default)]

@@ -3,13 +3,11 @@
 //! Everything wrong in a file is reported, so a field that is missing or of the wrong kind is
 //! `None` here and `check` goes on with the rest.
 
+use crate::bounds::NAME_BYTES_MAX;
+use crate::bounds::POLICY_LIST_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::file::{Kind, Node};
 use crate::policy::report::{Report, nearest};
-use crate::wire::table::NAME_BYTES_MAX;
-
-/// Most entries of one list.
-const LIST_MAX: usize = 1_024;
 
 /// A text from a policy file.
 pub type Text = Placed<String>;
@@ -254,7 +252,7 @@ impl<'a> Fields<'a> {
             let value = vec![self.leaf(field, node, "one value or a list of them")?];
             return Some(Placed { value, place });
         };
-        if items.is_empty() || items.len() > LIST_MAX {
+        if items.is_empty() || items.len() > POLICY_LIST_MAX {
             let message = format!("`{field}` of {} is a list of {} values", self.what, items.len());
             let help = match field {
                 "key_limits" | "tier_limits" => "an empty list is no limit by accident; write `unlimited`",

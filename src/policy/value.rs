@@ -11,12 +11,9 @@
 
 use std::time::Duration;
 
+use crate::bounds::DECIMALS_MAX;
+use crate::bounds::DIGITS_MAX;
 use crate::unit::{Dimension, Limit, MAX_FINITE};
-
-/// More digits than any value in range needs.
-const DIGITS_MAX: usize = 20;
-/// Decimals of a number: enough for weights and costs, exact in a double.
-const DECIMALS_MAX: usize = 9;
 
 /// What stands in a field that limits something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::wire::table::TABLE_BYTES_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
 use crate::wire::{LimitTable, TableError};
 
 /// Name of the table file in a state directory; nodes may follow it.

@@ -13,17 +13,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
+use crate::bounds::RELOAD_WAIT;
+use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::SERVER_BODY_WAIT;
+use crate::bounds::WATCH_WAIT_MAX;
 use crate::publish::board::{Announced, Board};
 use crate::publish::inbox::Refused;
-use crate::wire::usage::REPORT_BYTES_MAX;
 use crate::wire::{Stamp, UsageReport};
-
-/// Longest that a request for a newer table waits.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Longest that a request's body may take.
-const BODY_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a reload may take.
-const RELOAD_WAIT: Duration = Duration::from_secs(30);
 
 pub type Answer = Response<Full<Bytes>>;
 
@@ -192,7 +188,7 @@ fn wait(query: Option<&str>) -> Result<Duration, String> {
         } else {
             return Err("`wait` is not a duration".to_owned());
         };
-        wait = Duration::from_millis(number.saturating_mul(unit)).min(WAIT_MAX);
+        wait = Duration::from_millis(number.saturating_mul(unit)).min(WATCH_WAIT_MAX);
     }
     Ok(wait)
 }
@@ -201,7 +197,7 @@ fn wait(query: Option<&str>) -> Result<Duration, String> {
 
 async fn usage(board: &Board, request: Request<Incoming>) -> Answer {
     let body = Limited::new(request.into_body(), REPORT_BYTES_MAX).collect();
-    let body = match tokio::time::timeout(BODY_WAIT, body).await {
+    let body = match tokio::time::timeout(SERVER_BODY_WAIT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
             let reason = format!("the report has more than {REPORT_BYTES_MAX} bytes");
@@ -211,7 +207,7 @@ async fn usage(board: &Board, request: Request<Incoming>) -> Answer {
             return closing(refuse(StatusCode::BAD_REQUEST, "the report broke off", "send it whole"));
         }
         Err(_) => {
-            let reason = format!("the report did not arrive within {BODY_WAIT:?}");
+            let reason = format!("the report did not arrive within {SERVER_BODY_WAIT:?}");
             return closing(refuse(StatusCode::REQUEST_TIMEOUT, &reason, "send it again"));
         }
     };
@@ -332,7 +328,7 @@ mod tests {
         assert_eq!(wait(None), Ok(Duration::ZERO));
         assert_eq!(wait(Some("wait=30s")), Ok(Duration::from_secs(30)));
         assert_eq!(wait(Some("wait=250ms")), Ok(Duration::from_millis(250)));
-        assert_eq!(wait(Some("wait=99999999999999999999s")), Ok(WAIT_MAX));
+        assert_eq!(wait(Some("wait=99999999999999999999s")), Ok(WATCH_WAIT_MAX));
         for bad in ["wait=30", "wait=", "wait=s", "wait=-1s", "wait=1e3s", "wiat=3s"] {
             assert!(wait(Some(bad)).is_err(), "{bad}");
         }

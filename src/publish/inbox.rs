@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::bounds::INBOX_BYTES_MAX;
+use crate::bounds::INBOX_NODES_MAX;
 use crate::unit::NodeId;
 use crate::wire::UsageReport;
-
-/// Most nodes heard in one tick.
-pub const NODES_MAX: usize = 10_000;
-/// Most bytes of reports held at a time, as they came.
-pub const INBOX_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, Default)]
 pub struct Inbox(Mutex<Held>);
@@ -42,7 +39,7 @@ struct Arrived {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// There is no room for another node until the next tick.
-    #[error("the controller holds reports of {NODES_MAX} nodes or {INBOX_BYTES_MAX} bytes already")]
+    #[error("the controller holds reports of {INBOX_NODES_MAX} nodes or {INBOX_BYTES_MAX} bytes already")]
     Full,
     /// A process that another one had replaced speaks again: both live, and each would take the
     /// whole share of their name.
@@ -65,7 +62,7 @@ impl Inbox {
         held.hear(&report)?;
         let before = held.by_node.get(&report.node).map(|arrived| arrived.bytes);
         let total = held.bytes - before.unwrap_or_default() + bytes;
-        if total > INBOX_BYTES_MAX || (before.is_none() && held.by_node.len() >= NODES_MAX) {
+        if total > INBOX_BYTES_MAX || (before.is_none() && held.by_node.len() >= INBOX_NODES_MAX) {
             return Err(Refused::Full);
         }
         held.bytes = total;
@@ -102,7 +99,7 @@ impl Held {
                 *known = Processes { now: instance, before: Some(known.now), told: known.told };
             }
         } else {
-            if self.processes.len() >= NODES_MAX {
+            if self.processes.len() >= INBOX_NODES_MAX {
                 // Names that come and go: what is forgotten costs no more than a warning.
                 self.processes.clear();
             }
@@ -152,12 +149,12 @@ mod tests {
     #[test]
     fn nodes_and_bytes_are_bounded() {
         let inbox = Inbox::default();
-        for node in 0..NODES_MAX {
+        for node in 0..INBOX_NODES_MAX {
             inbox.offer(report(&format!("n{node}"), 1), 1).unwrap();
         }
         assert_eq!(inbox.offer(report("one more", 1), 1), Err(Refused::Full));
         inbox.offer(report("n7", 2), 1).unwrap();
-        assert_eq!(inbox.drain().len(), NODES_MAX);
+        assert_eq!(inbox.drain().len(), INBOX_NODES_MAX);
         assert_eq!(inbox.offer(report("a", 1), INBOX_BYTES_MAX + 1), Err(Refused::Full));
         inbox.offer(report("a", 1), INBOX_BYTES_MAX).unwrap();
         assert_eq!(inbox.offer(report("b", 1), 1), Err(Refused::Full));

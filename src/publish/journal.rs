@@ -12,14 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::JOURNAL_LINE_BYTES_MAX;
 use crate::publish::file::{at, read_bounded, sync_dir};
 
 /// Version of the format; a reader refuses any other.
 pub const JOURNAL_VERSION: u32 = 1;
-/// Default size of one of the two files.
-pub const JOURNAL_BYTES_MAX: u64 = 32 << 20;
-/// Largest line: a round, a tick and a state, each with a table in it.
-const LINE_BYTES_MAX: u64 = 64 << 20;
 
 const CURRENT: &str = "journal.jsonl";
 const PREVIOUS: &str = "journal.1.jsonl";
@@ -44,7 +41,7 @@ pub enum JournalError {
     Version { path: PathBuf, found: u64 },
     #[error("journal: {0}")]
     Io(#[from] io::Error),
-    #[error("journal: an entry has {0} bytes, allowed are {LINE_BYTES_MAX}")]
+    #[error("journal: an entry has {0} bytes, allowed are {JOURNAL_LINE_BYTES_MAX}")]
     TooLarge(usize),
 }
 
@@ -96,7 +93,7 @@ impl Journal {
     /// The entry is then not in the journal; later ones go to a new file.
     pub fn append(&mut self, entry: &[u8]) -> Result<(), JournalError> {
         let bytes = u64::try_from(entry.len()).unwrap_or(u64::MAX).saturating_add(1);
-        if bytes > LINE_BYTES_MAX {
+        if bytes > JOURNAL_LINE_BYTES_MAX {
             return Err(JournalError::TooLarge(entry.len()));
         }
         let mut line = Vec::with_capacity(entry.len() + 1);
@@ -138,7 +135,8 @@ impl Journal {
 }
 
 fn inspect<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> Result<Found<T>, JournalError> {
-    let limit = usize::try_from(bytes_max.max(LINE_BYTES_MAX).saturating_add(4096)).unwrap_or(usize::MAX);
+    let limit =
+        usize::try_from(bytes_max.max(JOURNAL_LINE_BYTES_MAX).saturating_add(4096)).unwrap_or(usize::MAX);
     let nothing = Found { last: None, whole: None };
     let Some(bytes) = read_bounded(path, limit)? else {
         return Ok(nothing);

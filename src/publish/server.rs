@@ -18,18 +18,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 
+use crate::bounds::SERVER_CONNECTIONS_MAX;
+use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HEADER_WAIT;
+use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
-
-/// Most connections at a time; more wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 12_000;
-/// Longest that a request's headers, or a TLS handshake, may take.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a reader of an answer may make no progress.
-const READER_WAIT: Duration = Duration::from_secs(10);
-/// Longest that a stopping server waits for its connections.
-pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// A running listener.
 #[derive(Debug)]
@@ -59,7 +54,7 @@ impl Server {
         Ok(Server { addr, stop, accepting, board })
     }
 
-    /// Accepts nothing more, answers whoever waits, and gives the rest [`DRAIN`] to finish.
+    /// Accepts nothing more, answers whoever waits, and gives the rest [`SERVER_DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
@@ -74,7 +69,7 @@ async fn accept(
     mut stopped: oneshot::Receiver<()>,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(SERVER_CONNECTIONS_MAX));
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
@@ -97,7 +92,7 @@ async fn accept(
         }
     }
     drop(listener);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(SERVER_DRAIN, graceful.shutdown()).await;
 }
 
 async fn connection(
@@ -108,11 +103,11 @@ async fn connection(
     slot: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = Patient::new(stream, READER_WAIT);
+    let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Ok(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -130,7 +125,7 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_WAIT)
+        .header_read_timeout(SERVER_HEADER_WAIT)
         .max_buf_size(16 << 10)
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), service);

@@ -8,12 +8,12 @@ use std::path::Path;
 
 use subtle::ConstantTimeEq;
 
+use crate::bounds::TOKEN_BYTES_MAX;
+use crate::bounds::TOKEN_BYTES_MIN;
 use crate::publish::file::{Access, at, read_bounded, write_atomic};
 
 /// Name of the token file in a state directory.
 pub const TOKEN_FILE: &str = "token";
-const BYTES_MIN: usize = 16;
-const BYTES_MAX: usize = 1024;
 
 /// A secret; compared in constant time and printed as dots.
 #[derive(Clone)]
@@ -27,8 +27,10 @@ impl Token {
     pub fn new(text: &str) -> Result<Token, String> {
         let text = text.trim();
         let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
-        if !printable || !(BYTES_MIN..=BYTES_MAX).contains(&text.len()) {
-            return Err(format!("a token is {BYTES_MIN} to {BYTES_MAX} printable ASCII characters"));
+        if !printable || !(TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&text.len()) {
+            return Err(format!(
+                "a token is {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters"
+            ));
         }
         Ok(Token(text.to_owned()))
     }
@@ -38,7 +40,7 @@ impl Token {
     /// # Errors
     /// With the path; also when others may read the file.
     pub fn read(path: &Path) -> io::Result<Token> {
-        let bytes = read_bounded(path, BYTES_MAX + 2)?
+        let bytes = read_bounded(path, TOKEN_BYTES_MAX + 2)?
             .ok_or_else(|| at(path, &io::Error::new(ErrorKind::NotFound, "there is no such file")))?;
         let mode = std::fs::metadata(path).map_err(|error| at(path, &error))?.permissions().mode();
         let fail = |reason: String| at(path, &io::Error::new(ErrorKind::InvalidData, reason));

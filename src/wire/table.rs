@@ -7,16 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::NAME_BYTES_MAX;
+use crate::bounds::TABLE_BYTES_MAX;
+use crate::bounds::TABLE_ENTRIES_MAX;
 use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, TierId, WorkUnit};
 
 /// The only schema there is. A reader refuses any other and names it.
 pub const SCHEMA: u32 = 1;
-/// Largest encoded table, bytes.
-pub const TABLE_BYTES_MAX: usize = 8 << 20;
-/// Most rows, and most node shares over all pools.
-pub const TABLE_ENTRIES_MAX: usize = 262_144;
-/// Longest name of a pool, model, tier or node, bytes.
-pub const NAME_BYTES_MAX: usize = 256;
 
 /// Total order of tables, across restarts and controllers.
 ///

@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::NAME_BYTES_MAX;
+use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{ModelId, NodeId, PoolId, TierId};
-use crate::wire::table::{NAME_BYTES_MAX, Stamp};
-
-/// Largest encoded report, bytes.
-pub const REPORT_BYTES_MAX: usize = 1 << 20;
-/// Most rows in one report.
-pub const REPORT_ROWS_MAX: usize = 16_384;
+use crate::wire::table::Stamp;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,20 +5,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::Portion;
 use crate::enforce::bucket::Bucket;
 use crate::enforce::ticket::{Costs, RATES, RefusalReason, Request, Scope};
 use crate::unit::{Dimension, Instant, Limit, MAX_FINITE, ModelId, NodeId, PoolId, TierId, WorkUnit};
 use crate::wire::Yields;
-use crate::wire::table::TABLE_ENTRIES_MAX;
 use crate::wire::{Entry, Held, LimitTable, PoolEntry, PoolUsage, Row, TableError, Work};
 
 use super::{Worst, test_count, test_rates};
 
 /// Output tokens assumed before any request of a row was settled.
 pub const OUTPUT_UNKNOWN: u64 = 256;
-/// Names this node has ever seen in tables; a controller that invents more is refused.
-const NAMES_MAX: usize = 2 * TABLE_ENTRIES_MAX;
 
 #[derive(Debug, Default)]
 pub struct Rows {
@@ -94,10 +92,11 @@ pub struct Counted {
 impl Rows {
     /// Puts a valid table's rules in force; counters stay.
     pub fn apply(&mut self, table: &LimitTable, node: &NodeId) -> Result<(), TableError> {
-        if self.rows.len() + table.rows.len() > NAMES_MAX && self.unknown(table) + self.rows.len() > NAMES_MAX
+        if self.rows.len() + table.rows.len() > ROW_NAMES_MAX
+            && self.unknown(table) + self.rows.len() > ROW_NAMES_MAX
         {
             let what = "more names of models and tiers than this node can count; restart it".to_owned();
-            return Err(TableError::TooLarge(what, NAMES_MAX));
+            return Err(TableError::TooLarge(what, ROW_NAMES_MAX));
         }
         for pool in &mut self.pools {
             pool.rules = None;

@@ -1,8 +1,9 @@
 //! What the limiter tells its controller.
 
+use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::Instant;
 use crate::wire::table::SCHEMA;
-use crate::wire::usage::{REPORT_BYTES_MAX, REPORT_ROWS_MAX};
 use crate::wire::{UsageReport, UsageRow};
 
 use super::Limiter;

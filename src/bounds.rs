@@ -1,0 +1,339 @@
+//! Every bound in one file: bodies, series, tables, keys, queues, watchers, connections, times.
+//!
+//! What has no bound here has none, and that is a mistake. Each says what happens beyond it. The
+//! constants are what the code uses; [`BOUNDS`] lists them for `docs/bounds.md`, which a test
+//! keeps equal. The law's gains and the policy language's ranges are no bounds and stand where
+//! they are used.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A bound as the documentation shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    pub name: &'static str,
+    pub of: Whose,
+    /// What is bounded.
+    pub what: &'static str,
+    pub amount: Amount,
+    /// What happens to what lies beyond it.
+    pub beyond: &'static str,
+}
+
+/// Whom a bound protects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    Policy,
+    Sources,
+    Wire,
+    Controller,
+    Server,
+    Node,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Amount {
+    Bytes(u64),
+    Count(u64),
+    Time(Duration),
+}
+
+macro_rules! bounds {
+    ($($whose:ident { $(
+        #[doc = $what:literal]
+        $name:ident: $of:ty, $amount:ident = $value:expr, $beyond:literal;
+    )* })*) => {
+        $($(
+            #[doc = $what]
+            #[doc = concat!("\n\nBeyond it: ", $beyond, ".")]
+            pub const $name: $of = $value;
+        )*)*
+
+        /// Every bound there is, in the order of the rooms it guards.
+        pub const BOUNDS: &[Bound] = &[$($(Bound {
+            name: stringify!($name),
+            of: Whose::$whose,
+            what: $what,
+            amount: amount!($amount, $name),
+            beyond: $beyond,
+        },)*)*];
+    };
+}
+
+macro_rules! amount {
+    (bytes, $value:expr) => {
+        Amount::Bytes($value as u64)
+    };
+    (count, $value:expr) => {
+        Amount::Count($value as u64)
+    };
+    (time, $value:expr) => {
+        Amount::Time($value)
+    };
+}
+
+bounds! {
+    Policy {
+        /// Largest policy file.
+        POLICY_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused before it is parsed; the last good policy stays";
+        /// Most policy files of one directory.
+        POLICY_FILES_MAX: usize, count = 256, "the directory is refused; the last good policy stays";
+        /// Most directory entries looked at for a change.
+        DIRECTORY_ENTRIES_MAX: usize, count = 10_000, "the directory is refused; the last good policy stays";
+        /// Deepest nesting of mappings and lists in a policy.
+        POLICY_DEPTH_MAX: usize, count = 32, "refused with its place";
+        /// Most mappings, lists and scalars of one policy file.
+        POLICY_NODES_MAX: usize, count = 100_000, "refused with its place";
+        /// Most entries of one list in a policy.
+        POLICY_LIST_MAX: usize, count = 1_024, "refused with its place";
+        /// Most digits of one number in a policy.
+        DIGITS_MAX: usize, count = 20, "refused with its place";
+        /// Most decimals of one number in a policy: exact in a double.
+        DECIMALS_MAX: usize, count = 9, "refused with its place";
+        /// Longest metric expression or URL in a policy.
+        EXPRESSION_BYTES_MAX: usize, bytes = 4_096, "refused with its place";
+        /// Most diagnostics of one check.
+        DIAGNOSTICS_MAX: usize, count = 1_000, "counted, not shown";
+        /// Most names that a misspelt one is compared with.
+        CANDIDATES_MAX: usize, count = 2_000, "no suggestion is made";
+        /// Longest source line quoted in a diagnostic.
+        QUOTED_LINE_BYTES_MAX: usize, bytes = 4_096, "named by line and column only";
+        /// Least time for which a policy directory must be unchanged before it is read.
+        SETTLED_AFTER: Duration, time = Duration::from_millis(500), "an edit still under way is waited for";
+        /// Largest kept copy of the last good policy.
+        LAST_GOOD_BYTES_MAX: usize, bytes = 64 << 20, "not kept, and said so; a start needs a valid policy";
+    }
+    Sources {
+        /// Largest exposition page, after decoding.
+        PAGE_BYTES_MAX: usize, bytes = 16 << 20, "the scrape fails; the source counts as silent";
+        /// Most samples on one page.
+        PAGE_SAMPLES_MAX: usize, count = 50_000, "the scrape fails; the source counts as silent";
+        /// Most labels on one sample.
+        LABELS_MAX: usize, count = 64, "the scrape fails; the source counts as silent";
+        /// Largest answer of a Prometheus.
+        ANSWER_BYTES_MAX: usize, bytes = 16 << 20, "the query fails; its source counts as silent";
+        /// Most series in one answer of a Prometheus.
+        ANSWER_SERIES_MAX: usize, count = 50_000, "the query fails; its source counts as silent";
+        /// Longest that one source is waited for, headers and body together.
+        SOURCE_WAIT_MAX: Duration, time = Duration::from_secs(1), "the scrape fails; the source counts as silent";
+        /// Most scrapes in flight at a time, over all pools.
+        SCRAPES_MAX: usize, count = 1_024, "the next one waits its turn within its deadline";
+        /// Largest page parsed on the event loop.
+        PARSE_INLINE_BYTES_MAX: usize, bytes = 256 << 10, "parsed on a thread of its own";
+        /// Longest that an unused connection to a source is kept.
+        SOURCE_IDLE_MAX: Duration, time = Duration::from_secs(60), "closed";
+        /// Most times in a row that a vanished instance of a Prometheus is reported silent.
+        ABSENCES_MAX: u32, count = 30, "forgotten";
+        /// Most instances remembered for one Prometheus.
+        INSTANCES_MAX: usize, count = 10_000, "not counted";
+        /// Most replicas remembered for one pool.
+        REPLICAS_MAX: usize, count = 16_384, "not counted";
+    }
+    Wire {
+        /// Largest encoded limit table.
+        TABLE_BYTES_MAX: usize, bytes = 8 << 20, "refused by publisher and node alike; the last good table stays";
+        /// Most rows, and most node shares, of one limit table.
+        TABLE_ENTRIES_MAX: usize, count = 262_144, "refused by publisher and node alike; the last good table stays";
+        /// Longest name of a pool, model, tier or node.
+        NAME_BYTES_MAX: usize, bytes = 256, "refused";
+        /// Largest encoded usage report.
+        REPORT_BYTES_MAX: usize, bytes = 1 << 20, "413; the node leaves out the rows that would pass it";
+        /// Most rows in one usage report.
+        REPORT_ROWS_MAX: usize, count = 16_384, "refused";
+        /// Largest version that a report may name.
+        STAMP_MAX: u64, count = 1 << 40, "taken for damage: the report's stamp does not count";
+    }
+    Controller {
+        /// Most nodes whose demand is remembered.
+        DEMAND_NODES_MAX: usize, count = 10_000, "their demand does not count";
+        /// Most nodes listed with a share of their own in one pool.
+        SHARED_NODES_MAX: usize, count = 4_096, "they use the share kept for unlisted nodes";
+        /// Most nodes heard in one tick.
+        INBOX_NODES_MAX: usize, count = 10_000, "429; the report is lost, its counters come with the next";
+        /// Most bytes of reports held at a time.
+        INBOX_BYTES_MAX: usize, bytes = 64 << 20, "429; the report is lost, its counters come with the next";
+        /// Most nodes in the controller's metrics.
+        METRIC_NODES_MAX: usize, count = 10_000, "not counted";
+        /// Default size of one of the two journal files.
+        JOURNAL_BYTES_MAX: u64, bytes = 32 << 20, "the other file is begun anew";
+        /// Largest line of the journal.
+        JOURNAL_LINE_BYTES_MAX: u64, bytes = 64 << 20, "not read back";
+    }
+    Server {
+        /// Most connections to the controller at a time.
+        SERVER_CONNECTIONS_MAX: usize, count = 12_000, "they wait to be accepted";
+        /// Longest that a request's head, or a TLS handshake, may take.
+        SERVER_HEADER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Longest that a request's body may take.
+        SERVER_BODY_WAIT: Duration, time = Duration::from_secs(10), "408";
+        /// Longest that a reader of an answer may make no progress.
+        SERVER_READER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Longest that a request for a newer table waits.
+        WATCH_WAIT_MAX: Duration, time = Duration::from_secs(60), "304";
+        /// Longest that a reload is waited for.
+        RELOAD_WAIT: Duration, time = Duration::from_secs(30), "503; the reload goes on";
+        /// Longest that a stopping controller waits for its connections.
+        SERVER_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off";
+        /// Shortest token.
+        TOKEN_BYTES_MIN: usize, bytes = 16, "refused";
+        /// Longest token.
+        TOKEN_BYTES_MAX: usize, bytes = 1_024, "refused";
+    }
+    Node {
+        /// Largest body of a request, unless `caps.body_bytes` says otherwise.
+        CAPS_BODY_BYTES: usize, bytes = 8 << 20, "413";
+        /// All bodies of requests in memory together, unless `caps.bodies_bytes` says otherwise.
+        CAPS_BODIES_BYTES: usize, bytes = 512 << 20, "503 with Retry-After";
+        /// Most connections of clients at a time, unless `caps.connections` says otherwise.
+        CAPS_CONNECTIONS: usize, count = 10_000, "they wait to be accepted";
+        /// Most keys with counters of their own, unless `caps.keys` says otherwise.
+        CAPS_KEYS: usize, count = 100_000, "an idle and full one is forgotten; without one, keys share counters";
+        /// Longest that connecting to an upstream may take, unless `caps.connect_seconds` says otherwise.
+        CAPS_CONNECT_WAIT: Duration, time = Duration::from_secs(2), "the next replica, then 502";
+        /// Longest that the head of a request may take, unless `caps.header_seconds` says otherwise.
+        CAPS_HEADER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Longest that a connection may be idle between requests, unless `caps.keep_alive_seconds` says otherwise.
+        CAPS_KEEP_ALIVE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed";
+        /// Longest that the body of a request may take, unless `caps.body_seconds` says otherwise.
+        CAPS_BODY_WAIT: Duration, time = Duration::from_secs(30), "408";
+        /// Longest until an upstream begins a stream, unless `caps.first_byte_seconds` says otherwise.
+        CAPS_FIRST_BYTE_WAIT: Duration, time = Duration::from_secs(120), "504; settled";
+        /// Longest until an upstream answers in one piece, unless `caps.answer_seconds` says otherwise.
+        CAPS_ANSWER_WAIT: Duration, time = Duration::from_secs(600), "504; settled";
+        /// Longest pause of an upstream within an answer, unless `caps.idle_seconds` says otherwise.
+        CAPS_IDLE_WAIT: Duration, time = Duration::from_secs(60), "the answer is cut off; settled";
+        /// Largest configuration or secret file of a node.
+        CONFIG_BYTES_MAX: u64, bytes = 1 << 20, "refused; at a reload the last good one stays";
+        /// Largest keys file.
+        KEYS_BYTES_MAX: usize, bytes = 64 << 20, "refused; at a reload the last good one stays";
+        /// Most keys in the keys file.
+        KEYS_MAX: usize, count = 1_000_000, "refused; at a reload the last good one stays";
+        /// Longest credential looked at.
+        KEY_BYTES_MAX: usize, bytes = 512, "401";
+        /// Names a node has ever seen in tables.
+        ROW_NAMES_MAX: usize, count = 2 * TABLE_ENTRIES_MAX, "a table that brings more is refused";
+        /// Most slots looked at for one that may be forgotten, per new key.
+        SWEEP_MAX: usize, count = 32, "looked at with the next new key";
+        /// Most headers of one request.
+        HEADERS_MAX: usize, count = 64, "431";
+        /// Largest head of a request.
+        HEAD_BYTES_MAX: usize, bytes = 16 << 10, "431";
+        /// Longest value of `Content-Length` and `Transfer-Encoding`.
+        FRAMING_VALUE_BYTES_MAX: usize, bytes = 32, "400, and the connection is closed";
+        /// Most read of a body that nobody wants, so that its sender hears the answer.
+        UNWANTED_BYTES_MAX: usize, bytes = 256 << 10, "the connection is closed";
+        /// Longest that a body that nobody wants is read.
+        UNWANTED_TIME_MAX: Duration, time = Duration::from_secs(2), "the connection is closed";
+        /// Largest number of output tokens or images that a request may ask for.
+        OUTPUT_MAX: u64, count = 10_000_000, "400";
+        /// Most choices that a request may ask for.
+        CHOICES_MAX: u64, count = 1_024, "400";
+        /// Longest line of a stream that is looked into for usage.
+        STREAM_LINE_BYTES_MAX: usize, bytes = 256 << 10, "passed on unread; the reservation stays as it is";
+        /// Largest JSON answer that is looked into for usage.
+        ANSWER_JSON_BYTES_MAX: usize, bytes = 8 << 20, "passed on unread; the reservation stays as it is";
+        /// Most tokens that an upstream's usage is believed.
+        USAGE_TOKENS_MAX: u64, count = 100_000_000, "cut to it";
+        /// Most models listed by `/v1/models`.
+        MODELS_LISTED_MAX: usize, count = 1_000, "left out";
+        /// Most connections of the admin listener at a time.
+        ADMIN_CONNECTIONS_MAX: usize, count = 64, "they wait to be accepted";
+        /// Longest that a client may take for `WRITE_PROGRESS_MIN`, unless `caps.write_seconds` says otherwise.
+        CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
+        /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
+        WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
+        /// Longest that requests may take to end once a node stops.
+        NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
+        /// Longest that the controller's answer is waited for.
+        FOLLOW_WAIT_MAX: Duration, time = Duration::from_secs(15), "asked again on a new connection";
+        /// Shortest pause after a failed request to the controller.
+        FOLLOW_BACKOFF_MIN: Duration, time = Duration::from_millis(200), "no request is sooner";
+        /// Longest pause after a failed request to the controller.
+        FOLLOW_BACKOFF_MAX: Duration, time = Duration::from_secs(5), "no pause is longer";
+        /// Shortest pause between two answers of a controller that does not wait.
+        FOLLOW_PAUSE_MIN: Duration, time = Duration::from_millis(100), "no request is sooner";
+        /// Longest that sending a usage report may take.
+        REPORT_WAIT_MAX: Duration, time = Duration::from_secs(5), "dropped; its counters come with the next";
+        /// Longest that a stopping node waits for its last report.
+        LAST_REPORT_WAIT_MAX: Duration, time = Duration::from_secs(2), "dropped";
+        /// Longest that an upstream replica which refused a connection is passed over.
+        UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
+    }
+}
+
+// === impl Amount ===
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Bytes(bytes) if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => {
+                write!(f, "{} MiB", bytes >> 20)
+            }
+            Self::Bytes(bytes) if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => {
+                write!(f, "{} KiB", bytes >> 10)
+            }
+            Self::Bytes(bytes) => write!(f, "{bytes} B"),
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Time(time) => write!(f, "{time:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The page as it has to be.
+    fn page() -> String {
+        let mut page = String::from(
+            "# Bounds\n\nEverything that grows is bounded, and all bounds stand in `src/bounds.rs`, from which a \
+             test makes this page\n(`TIDEGATE_REGENERATE=1 cargo test --lib bounds`).\n",
+        );
+        let headings = [
+            (Whose::Policy, "Policy files"),
+            (Whose::Sources, "Sources of signals"),
+            (Whose::Wire, "Tables and usage reports"),
+            (Whose::Controller, "Controller"),
+            (Whose::Server, "The controller's server"),
+            (Whose::Node, "Node"),
+        ];
+        for (whose, heading) in headings {
+            write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")
+                .unwrap();
+            for bound in BOUNDS.iter().filter(|bound| bound.of == whose) {
+                let Bound { name, what, amount, beyond, .. } = bound;
+                let what = what.trim().trim_end_matches('.');
+                writeln!(page, "| `{name}` | {amount} | {what} | {beyond} |").unwrap();
+            }
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_lists_every_bound() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bounds.md");
+        if std::env::var_os("TIDEGATE_REGENERATE").is_some() {
+            std::fs::write(&path, page()).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap();
+        assert!(found == page(), "docs/bounds.md is old: TIDEGATE_REGENERATE=1 cargo test --lib bounds");
+    }
+
+    #[test]
+    fn no_bound_is_zero_and_none_is_said_twice() {
+        let mut names: Vec<&str> = BOUNDS.iter().map(|bound| bound.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), BOUNDS.len());
+        for bound in BOUNDS {
+            let zero = match bound.amount {
+                Amount::Bytes(amount) | Amount::Count(amount) => amount == 0,
+                Amount::Time(time) => time.is_zero(),
+            };
+            assert!(!zero && !bound.beyond.is_empty(), "{}", bound.name);
+        }
+    }
+}
