@@ -20,7 +20,7 @@ fn policy(output_cost: OutputCost) -> PoolPolicy {
         unit: WorkUnit::Tokens,
         output_cost,
         slo: Duration::from_secs(1),
-        source: SourcePolicy::Direct { targets: Vec::new() },
+        source: SourcePolicy::targets(Vec::new()),
         signals: SignalMap::default(),
     }
 }

@@ -11,6 +11,7 @@
 
 mod http;
 mod observe;
+mod presets;
 mod program;
 mod prometheus;
 mod run;

@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn options(&self) -> Options {
-        let source = SourcePolicy::Direct { targets: vec![self.target.clone()] };
+        let source = SourcePolicy::targets(vec![self.target.clone()]);
         Options::new(self.dir.path().join("policies"), self.state(), loader(source, INTERVAL))
     }
 
