@@ -29,6 +29,7 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Pages,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,8 @@ bounds! {
         POLICY_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused before it is parsed; the last good policy stays";
         /// Most policy files of one directory.
         POLICY_FILES_MAX: usize, count = 256, "the directory is refused; the last good policy stays";
+        /// Most bytes of all policy files of one directory.
+        POLICY_DIRECTORY_BYTES_MAX: usize, bytes = 16 << 20, "refused before it is parsed; the last good policy stays";
         /// Most directory entries looked at for a change.
         DIRECTORY_ENTRIES_MAX: usize, count = 10_000, "the directory is refused; the last good policy stays";
         /// Deepest nesting of mappings and lists in a policy.
@@ -98,8 +101,26 @@ bounds! {
         CANDIDATES_MAX: usize, count = 2_000, "no suggestion is made";
         /// Longest source line quoted in a diagnostic.
         QUOTED_LINE_BYTES_MAX: usize, bytes = 4_096, "named by line and column only";
-        /// Least time for which a policy directory must be unchanged before it is read.
+        /// Least time between two reads of the policy directory that must be equal.
         SETTLED_AFTER: Duration, time = Duration::from_millis(500), "an edit still under way is waited for";
+        /// Longest that the policy directory is not read, whatever it looks like.
+        UNREAD_MAX: Duration, time = Duration::from_secs(5), "read";
+        /// Longest that a request to reload waits for a directory that keeps changing.
+        UNSETTLED_MAX: Duration, time = Duration::from_secs(5), "400; the edit is read once it has settled";
+        /// Most requests to reload that wait for one reading.
+        RELOADS_WAITING_MAX: usize, count = 16, "they wait for the next reading";
+        /// Most lines that say which limits an edit widens.
+        WIDENED_SHOWN_MAX: usize, count = 50, "counted, not shown";
+        /// Most bytes of diagnostics in the status.
+        DIAGNOSTICS_BYTES_SHOWN_MAX: usize, bytes = 64 << 10, "in the log only";
+        /// Most policies in quarantine.
+        QUARANTINE_MAX: usize, count = 16, "the oldest may be tried again";
+        /// Most former policies kept to go back to.
+        KEPT_POLICIES_MAX: usize, count = 16, "the oldest is given up";
+        /// Most bytes of former policies kept to go back to.
+        KEPT_BYTES_MAX: usize, bytes = 64 << 20, "the oldest is given up";
+        /// Largest note of a policy that is held.
+        HELD_NOTE_BYTES_MAX: usize, bytes = 4 << 10, "the note does not count";
         /// Largest kept copy of the last good policy.
         LAST_GOOD_BYTES_MAX: usize, bytes = 64 << 20, "not kept, and said so; a start needs a valid policy";
     }
@@ -259,6 +280,16 @@ bounds! {
         /// Longest that an upstream replica which refused a connection is passed over.
         UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
     }
+    Pages {
+        /// Longest that a metrics page is answered from memory: it is encoded once in this time.
+        PAGE_MAX_AGE: Duration, time = Duration::from_secs(1), "encoded anew";
+        /// Most rows of model and tier on a metrics page.
+        ROWS_SHOWN_MAX: usize, count = 2_048, "summed as `other`";
+        /// Most pools on a metrics page.
+        POOLS_SHOWN_MAX: usize, count = 256, "left out";
+        /// Most shares of nodes on a metrics page, over all pools.
+        SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
+    }
 }
 
 // === impl Amount ===
@@ -299,6 +330,7 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Pages, "Metrics pages"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

@@ -19,11 +19,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
+    ("dashboard", &[]),
+    ("metrics", &["bounds", "unit"]),
     ("publish", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics"]),
     (
         "control",
-        &["bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"],
+        &[
+            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "metrics",
+            "publish",
+        ],
     ),
     (
         "sim",
@@ -42,6 +47,7 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
@@ -70,6 +76,8 @@ const SHELLS: &[&str] = &[
     "enforce/serve.rs",
     "enforce/shared.rs",
     "enforce/stream.rs",
+    "metrics/mod.rs",
+    "metrics/process.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",

@@ -5,7 +5,11 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
-mod conclusions;
+mod families;
+#[cfg(feature = "daemon")]
+mod fence;
+#[cfg(feature = "daemon")]
+mod history;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
@@ -15,6 +19,10 @@ mod resume;
 #[cfg(feature = "daemon")]
 pub mod run;
 mod seal;
+#[cfg(feature = "daemon")]
+pub mod settle;
+#[cfg(feature = "daemon")]
+pub mod standing;
 #[cfg(feature = "daemon")]
 mod turn;
 

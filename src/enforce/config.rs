@@ -35,6 +35,8 @@ use crate::bounds::CAPS_KEYS;
 use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::metrics::Detail;
+use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
 
 /// Everything a node needs to start.
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub admin_token: Option<Secret>,
     pub routing: RoutingConfig,
     pub caps: Caps,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Where tables come from.
@@ -159,6 +163,8 @@ struct ConfigFile {
     routes: Vec<RouteConfig>,
     #[serde(default)]
     caps: Caps,
+    #[serde(default)]
+    metrics_detail: Detail,
 }
 
 // === impl NodeConfig ===
@@ -211,6 +217,7 @@ impl NodeConfig {
             admin_token: secret(&file.admin_token_file).transpose()?,
             routing,
             caps: file.caps,
+            metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
         })
     }
 
@@ -233,6 +240,7 @@ impl NodeConfig {
             admin_token: None,
             routing,
             caps: Caps::default(),
+            metrics: PageOptions::fresh(),
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::enforce::serve::{Bounds, http, serve};
 use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
+use crate::metrics::Page;
 
 /// Starts nodes.
 pub struct Node;
@@ -111,6 +112,8 @@ impl Node {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
+            page: Page::new(config.metrics.max_age),
+            detail: config.metrics.detail,
         });
         servers.spawn(serve(admin, bounds(ADMIN_CONNECTIONS_MAX), stopped, move |request| {
             Arc::clone(&operator).handle(request)

@@ -6,6 +6,8 @@
 #[cfg(feature = "daemon")]
 pub mod check;
 #[cfg(feature = "daemon")]
+pub mod compare;
+#[cfg(feature = "daemon")]
 pub mod diagnostic;
 #[cfg(feature = "daemon")]
 pub mod file;

@@ -355,10 +355,12 @@ async fn the_admin_listener_shows_what_is_in_force() {
     let (status, _, page) = rig.get(admin, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(
-        page.contains("tidegate_enforce_requests_total{model=\"m\",tier=\"t\",verdict=\"admitted\"} 1"),
+        page.contains(
+            "tidegate_enforce_requests_total{pool=\"p\",model=\"m\",tier=\"t\",verdict=\"admitted\"} 1"
+        ),
         "{page}"
     );
-    assert!(page.contains("tidegate_enforce_table{of=\"version\"} 7"), "{page}");
+    assert!(page.contains("tidegate_enforce_table_version 7"), "{page}");
     let mut reload = rig.post("/-/reload", &json!({}));
     *reload.uri_mut() = format!("http://{admin}/-/reload").parse().unwrap();
     let mut granted = reload.clone();
