@@ -34,6 +34,9 @@ fn every_committed_input_keeps_its_property() {
         println!("{target}: {} inputs", inputs.len());
     }
     let reached = properties::http::reached();
-    assert!(reached >= 10, "only {reached} of the requests were admitted: the node refuses what it should not");
+    assert!(
+        reached >= 10,
+        "only {reached} of the requests were admitted: the node refuses what it should not"
+    );
     assert!(bytes < BYTES_MAX, "the corpora have {bytes} bytes");
 }

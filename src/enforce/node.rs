@@ -26,6 +26,7 @@ use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
+use crate::enforce::patient::Patient;
 use crate::enforce::report::Reporter;
 use crate::enforce::serve::{Bounds, http, serve};
 use crate::enforce::shared::{Shared, StateError};
@@ -125,7 +126,12 @@ impl Node {
                 followers.spawn(follow_table(Arc::clone(&shared), path, config.caps.poll()));
             }
             TableSource::Http(base) => {
-                followers.spawn(follow_http::follow(Arc::clone(&shared), client.clone(), base, token.clone()));
+                followers.spawn(follow_http::follow(
+                    Arc::clone(&shared),
+                    client.clone(),
+                    base,
+                    token.clone(),
+                ));
             }
         }
         if let KeySource::File(path) = config.keys {
@@ -150,18 +156,20 @@ impl Running {
     }
 
     /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
-    /// node, and for the fuzzer. How long a head or a write may take is its owner's business.
+    /// node, and for the fuzzer.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let gate = Arc::clone(&self.gate);
-        let idle = Duration::from_secs(gate.caps.keep_alive_seconds.max(1));
+        let bounds = Bounds::new(&gate.caps, 1);
         let service = service_fn(move |request| {
             let answer = Arc::clone(&gate).handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        if let Err(error) = http(idle).serve_connection(TokioIo::new(io), service).await {
+        if let Err(error) =
+            http(bounds.idle).serve_connection(TokioIo::new(Patient::new(io, bounds.patience)), service).await
+        {
             tracing::debug!(%error, "connection ended");
         }
     }
