@@ -302,7 +302,7 @@ fn b03_ten_minutes_of_pause_are_one_tick_on_which_nothing_rises() {
                 }),
             })
             .into(),
-        failed: None,
+        ..PoolRound::default()
     };
     let round = Round { pools: [(PoolId::new("pool"), pool)].into(), usage: Vec::new() };
     let after = run.controller.tick(now, &round);

@@ -22,7 +22,6 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
-use crate::enforce::node::Shared;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;

@@ -30,7 +30,6 @@ use crate::enforce::patient::Patient;
 use crate::enforce::report::Reporter;
 use crate::enforce::room::Room;
 use crate::enforce::serve::{Bounds, http, serve};
-use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;

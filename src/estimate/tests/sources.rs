@@ -219,7 +219,7 @@ fn b03_b05_a_gap_or_a_repeated_second_is_no_rate() {
         let tick = told.tick;
         let mut readings = busy(1, tick - behind);
         readings[0] = up("r0", tick - behind, 1e6, 1e6, 5.0);
-        let round = PoolRound { replicas: readings, failed: None };
+        let round = PoolRound { replicas: readings, ..PoolRound::default() };
         let witness = told.witness(false);
         let estimate =
             told.pool.update(at(tick), INTERVAL, &policy(OutputCost::Stated(4.0)), &round, witness);
