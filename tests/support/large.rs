@@ -2,20 +2,20 @@
 //! at a node, with nodes that report and requests of every row.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::control::reload::{Loaded, Loader};
+use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, start};
 use tidegate::enforce::config::{KeySource, NodeConfig, TableSource};
 use tidegate::enforce::node::{Node, Running as NodeRunning};
 use tidegate::enforce::{Request, Settlement, Verdict};
 use tidegate::metrics::{Detail, PageOptions};
-use tidegate::policy::{Policy, SourcePolicy};
-use tidegate::unit::{Dimension, Limit, NodeId, TierId};
+use tidegate::unit::{Dimension, Limit, NodeId};
 use tidegate::wire::table::SCHEMA;
 use tidegate::wire::{LimitTable, UsageReport};
 
-use super::{call, get, nobody, policy, until};
+use super::{call, get, nobody, until};
 
 pub const MODELS: usize = 100;
 pub const TIERS: usize = 10;
@@ -24,40 +24,43 @@ const POOLS: usize = 10;
 const NODES: usize = 20;
 
 /// Names as long as people's.
-fn large_policy(target: String) -> Policy {
-    let source = SourcePolicy::Direct { targets: vec![target] };
-    let mut large = policy(source, Duration::from_millis(500), 4_000_000, "large");
-    let pool = large.pools.pop_first().unwrap().1;
-    let model = large.models.pop_first().unwrap().1;
-    let mut grant = model.tiers.values().next().unwrap().clone();
-    let others = [Dimension::RequestsPerMinute, Dimension::ImagesPerMinute, Dimension::Concurrency];
-    grant.tier_limits = others.into_iter().map(|other| (other, Limit::Finite(12_345))).collect();
-    for number in 0..POOLS {
-        large.pools.insert(format!("gpu-cluster-{number}").as_str().into(), pool.clone());
+fn large_policy(target: &str) -> String {
+    let mut text = String::from("product: large\npools:\n");
+    for pool in 0..POOLS {
+        text +=
+            &format!("  gpu-cluster-{pool}: {{preset: vllm, targets: [http://{target}/metrics], slo: 1s}}\n");
     }
-    for number in 0..MODELS {
-        let mut model = model.clone();
-        model.pool = format!("gpu-cluster-{}", number % POOLS).as_str().into();
-        model.tiers.clear();
-        for tier in 0..TIERS {
-            let mut grant = grant.clone();
-            grant.priority = 1 + tier as u32;
-            model.tiers.insert(TierId::new(format!("enterprise-plan-{tier}")), grant);
-        }
-        large.models.insert(format!("meta-llama/Llama-3.{number}-70B-Instruct").as_str().into(), model);
+    text += "models:\n";
+    for model in 0..MODELS {
+        text +=
+            &format!("  meta-llama/Llama-3.{model}-70B-Instruct: {{pool: gpu-cluster-{}}}\n", model % POOLS);
     }
-    large
+    text += "tiers:\n";
+    for tier in 0..TIERS {
+        text += &format!(
+            "  enterprise-plan-{tier}: {{priority: {}, weight: 1, guarantee: 6k tpm, ceiling: 4M tpm, \
+             tier_limits: [9k rpm, 900 concurrent], key_limits: [100 rpm]}}\n",
+            tier + 1
+        );
+    }
+    text
 }
 
 /// A controller with that policy, told by its nodes, after a table that lists them.
 pub async fn controller(dir: &Path, detail: Detail) -> Running {
     let target = nobody().await.to_string();
-    let from_dir = move |_: &Path| -> Result<Loaded, String> {
-        let (files, warnings) = (Vec::new(), Vec::new());
-        Ok(Loaded { policy: large_policy(target.clone()).into(), files, warnings })
-    };
-    let loader = Loader::new(from_dir, |_| Err("nothing is stored".to_owned()));
     std::fs::create_dir_all(dir.join("policies")).unwrap();
+    std::fs::write(dir.join("policies/large.yaml"), large_policy(&target)).unwrap();
+    // No policy that passes the check has four dimensions in one row: the last one is added here.
+    let loader = Loader::new(|contents| {
+        let mut loaded = Loader::checked().judge(contents)?;
+        for model in Arc::make_mut(&mut loaded.policy).models.values_mut() {
+            for grant in model.tiers.values_mut() {
+                grant.tier_limits.insert(Dimension::ImagesPerMinute, Limit::Finite(12_345));
+            }
+        }
+        Ok(loaded)
+    });
     let mut options = Options::new(dir.join("policies"), dir.join("state"), loader);
     options.metrics = PageOptions { detail, ..PageOptions::fresh() };
     options.collect = Some(Duration::ZERO);
@@ -90,8 +93,10 @@ pub async fn node(dir: &Path, table: &[u8], detail: Detail) -> NodeRunning {
     let path = dir.join("large.json");
     std::fs::write(&path, table).unwrap();
     let keys = KeySource::Inline(String::new());
+    // Nothing is sent: requests are counted where limits are.
+    let urls = ["http://127.0.0.1:9".to_owned()];
     let mut config =
-        NodeConfig::embedded("edge-node-0", TableSource::File(path), keys, super::node::routing(&[]));
+        NodeConfig::embedded("edge-node-0", TableSource::File(path), keys, super::node::routing(&urls));
     config.metrics = PageOptions { detail, ..PageOptions::fresh() };
     let running = Node::start(config, None).await.unwrap();
     let cell = running.cell();
