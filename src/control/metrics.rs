@@ -13,14 +13,14 @@ use prometheus::{
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::families;
+use crate::control::latest::Latest;
 use crate::metrics::Page;
 use crate::metrics::PageOptions;
 use crate::metrics::Sheet;
 use crate::observe::Outcome;
-use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::supervise::panics;
-use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
+use crate::unit::{Instant, NodeId, PoolId};
 use crate::wire::Stamp;
 
 /// A node that did not report for this many intervals is silent: its demand counts no more.
@@ -77,33 +77,6 @@ struct Reloads {
 pub struct Seen {
     newest: BTreeMap<PoolId, Instant>,
     nodes: BTreeMap<NodeId, (Instant, Option<Stamp>)>,
-}
-
-/// The last turn: what a page is drawn from.
-#[derive(Debug)]
-pub struct Latest {
-    pub signals: BTreeMap<PoolId, Signals>,
-    pub tick: Option<Tick>,
-    /// Nodes by state.
-    pub nodes: [(&'static str, u64); 3],
-    /// Of the page alone: it goes on when the loop does not.
-    clock: SystemClock,
-    round_at: Instant,
-    announced_at: Option<Instant>,
-    announced: Option<Stamp>,
-}
-
-/// One pool's sources in the last round.
-#[derive(Clone, Debug, Default)]
-pub struct Signals {
-    pub up: u64,
-    pub down: u64,
-    pub silent: u64,
-    pub source_up: bool,
-    /// Of the newest reading when the round ended, seconds.
-    pub age: Option<f64>,
-    /// Since the pool is in the policy, by kind.
-    pub failures: [(&'static str, u64); 3],
 }
 
 // === impl Metrics ===
@@ -215,16 +188,7 @@ impl Metrics {
         }
         seen.nodes.retain(|_, (at, _)| now.seconds_since(*at) < NODE_FORGOTTEN_AFTER);
         self.look(|latest| {
-            latest.round_at = latest.clock.now();
-            let mut before = std::mem::take(&mut latest.signals);
-            latest.signals = round
-                .pools
-                .iter()
-                .map(|(id, pool)| {
-                    let age = seen.newest.get(id).map(|at| now.seconds_since(*at));
-                    (id.clone(), before.remove(id).unwrap_or_default().next(pool, age))
-                })
-                .collect();
+            latest.observe_round(&round.pools, |id| seen.newest.get(id).map(|at| now.seconds_since(*at)));
         });
     }
 
@@ -250,7 +214,7 @@ impl Metrics {
         let version = |stamp: Stamp| (stamp.epoch, stamp.version);
         self.look(|latest| {
             // Nobody can have what is announced only now; what was announced a turn ago, everybody.
-            let had = latest.announced.replace(stamp).unwrap_or(stamp);
+            let had = latest.announce(stamp);
             let known = version(had)..=version(stamp);
             let (mut current, mut behind, mut silent) = (0, 0, 0);
             for (at, applied) in seen.nodes.values() {
@@ -263,7 +227,6 @@ impl Metrics {
                 }
             }
             latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
-            latest.announced_at = Some(latest.clock.now());
         });
     }
 
@@ -335,54 +298,6 @@ impl Reloads {
                 "1 while an operator's rollback holds a former policy in force.",
             )?,
         })
-    }
-}
-
-// === impl Latest ===
-
-impl Default for Latest {
-    fn default() -> Latest {
-        Latest {
-            signals: BTreeMap::new(),
-            tick: None,
-            nodes: [("current", 0), ("behind", 0), ("silent", 0)],
-            clock: SystemClock::starting_at(Instant::ZERO),
-            round_at: Instant::ZERO,
-            announced_at: None,
-            announced: None,
-        }
-    }
-}
-
-impl Latest {
-    /// Seconds since the last round.
-    pub fn since_round(&self) -> f64 {
-        self.clock.now().seconds_since(self.round_at)
-    }
-
-    /// Seconds since a table was announced.
-    pub fn since_announced(&self) -> Option<f64> {
-        Some(self.clock.now().seconds_since(self.announced_at?))
-    }
-}
-
-// === impl Signals ===
-
-impl Signals {
-    /// The same pool, one round later.
-    fn next(self, round: &PoolRound, age: Option<f64>) -> Signals {
-        let (mut up, mut down, mut silent) = (0, 0, 0);
-        for reading in &round.replicas {
-            match reading.outcome {
-                Outcome::Up(_) => up += 1,
-                Outcome::Down(_) => down += 1,
-                Outcome::Silent(_) => silent += 1,
-            }
-        }
-        let [(_, downs), (_, silents), (_, sources)] = self.failures;
-        let failed = u64::from(round.failed.is_some());
-        let failures = [("down", downs + down), ("silent", silents + silent), ("source", sources + failed)];
-        Signals { up, down, silent, source_up: failed == 0, age, failures }
     }
 }
 

@@ -13,6 +13,8 @@ mod fence;
 #[cfg(feature = "daemon")]
 mod history;
 #[cfg(feature = "daemon")]
+mod latest;
+#[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod reload;

@@ -43,8 +43,8 @@ pub(super) const SIGNALS: &[Panel] = &[
     Panel::lines(
         "Readings that failed",
         "ops",
-        "Down and silent replicas, and sources that could not be read at all, a second. The log names each \
-         with its reason.",
+        "Readings that failed, a second: down, timeout, oversize, status, unreadable; source is all of it. \
+         `/v1/status` names each replica with its reason.",
         &[Query::of(
             "sum by (pool, kind) (rate(tidegate_observe_failures_total{pool=~\"$pool\"}[$__rate_interval]))",
             "{{pool}} {{kind}}",
