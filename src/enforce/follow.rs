@@ -124,14 +124,6 @@ impl Store {
     pub fn open(dir: impl Into<PathBuf>) -> io::Result<Store> {
         let dir = dir.into();
         fs::create_dir_all(&dir)?;
-        // Each process that died while it wrote left one behind.
-        for entry in fs::read_dir(&dir)?.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("table.json.") && name.ends_with(".tmp") {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
         Ok(Store { dir })
     }
 
@@ -175,21 +167,4 @@ fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn d07_what_a_process_that_died_left_behind_is_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["table.json.17.tmp", "table.json.18.tmp", "table.json", "another.tmp"] {
-            fs::write(dir.path().join(name), "{").unwrap();
-        }
-        Store::open(dir.path()).unwrap();
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["another.tmp", "table.json"]);
-    }
 }

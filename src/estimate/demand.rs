@@ -165,7 +165,8 @@ impl Nodes {
         let mut by_rows: Vec<(&NodeId, &Node)> = self.nodes.iter().collect();
         by_rows.sort_by_key(|(_, node)| rows(node));
         let mut left = rows_max;
-        let mut kept = Nodes { nodes: BTreeMap::new(), offered: self.offered.clone() };
+        let mut kept =
+            Nodes { nodes: BTreeMap::new(), offered: self.offered.clone(), updated_at: self.updated_at };
         let mut cut = 0;
         for (name, node) in by_rows {
             let node = match left.checked_sub(rows(node)) {
