@@ -198,6 +198,8 @@ bounds! {
         METRIC_NODES_MAX: usize, count = 10_000, "not counted";
         /// Default size of one of the two journal files.
         JOURNAL_BYTES_MAX: u64, bytes = 32 << 20, "the other file is begun anew";
+        /// Most rows of nodes' reports in one entry of the journal, all nodes together.
+        JOURNAL_NODE_ROWS_MAX: usize, count = 8_192, "left out; after a restart nodes are heard before the first tick";
         /// Largest line of the journal.
         JOURNAL_LINE_BYTES_MAX: u64, bytes = 64 << 20, "not read back";
     }

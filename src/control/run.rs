@@ -161,7 +161,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (stop, stopped) = watch::channel(false);
     let disk =
         Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
-    let collect = resumed.state.is_none().then_some(options.collect);
+    let collect = resumed.hear_nodes.then_some(options.collect);
     let mut state = resumed.state.unwrap_or_default();
     // From here on whatever ends this process badly is on the record.
     let digest = policies.borrow().policy.digest.clone();
@@ -244,7 +244,7 @@ fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&
 /// Where the loop begins.
 struct Begin {
     state: State,
-    /// The state is lost: how long to collect reports, if that is stated.
+    /// The state is lost, or a part of it: how long to collect reports, if that is stated.
     collect: Option<Option<Duration>>,
     runs: RunsKept,
     good: Option<Loaded>,

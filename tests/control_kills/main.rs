@@ -13,6 +13,7 @@
 mod daemon;
 mod disk;
 mod kills;
+mod power;
 mod service;
 mod starved;
 #[path = "../support/mod.rs"]
