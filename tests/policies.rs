@@ -95,7 +95,7 @@ fn the_reference_means_what_its_comments_say() {
     assert_eq!(policy.interval, Duration::from_secs(2));
     let llama = &policy.pools["llama"];
     assert_eq!((llama.output_cost, llama.slo), (OutputCost::Stated(4.0), Duration::from_secs(1)));
-    assert!(matches!(&llama.source, SourcePolicy::Direct { targets } if targets.len() == 2));
+    assert!(matches!(&llama.source, SourcePolicy::Direct { targets, .. } if targets.fixed.len() == 2));
     let mistral = &policy.pools["mistral"];
     assert_eq!(mistral.output_cost, OutputCost::Learned);
     assert_eq!(mistral.signals.ready, ["up{job=\"mistral\"}"]);
@@ -363,7 +363,7 @@ fn check_prints_a_line_a_product_and_exits_as_promised() {
     assert_eq!(good.status.code(), Some(0));
     assert_eq!(
         String::from_utf8_lossy(&good.stdout),
-        "chat (default.yaml): 2 pools, 2 models, 3 tiers, 0 warnings\n\
+        "chat (default.yaml): 3 pools, 3 models, 3 tiers, 0 warnings\n\
          images (images.yaml): 1 pool, 1 model, 2 tiers, 0 warnings\n"
     );
     assert!(good.stderr.is_empty());

@@ -27,7 +27,7 @@ fn policy(digest: &str, starter: Limit) -> Arc<Policy> {
         unit: WorkUnit::Tokens,
         output_cost: OutputCost::Stated(1.0),
         slo: Duration::from_secs(1),
-        source: SourcePolicy::Direct { targets: Vec::new() },
+        source: SourcePolicy::targets(Vec::new()),
         signals: SignalMap::default(),
     };
     Arc::new(Policy {
@@ -65,7 +65,7 @@ impl Run {
                 ..Signals::default()
             }),
         };
-        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], failed: None };
+        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], ..PoolRound::default() };
         let usage = vec![self.report("n1", 3), self.report("n2", 1)];
         let round = Round { pools: [(PoolId::new("pool"), pool)].into(), usage };
         self.controller.tick(now, &round)
@@ -91,6 +91,7 @@ impl Run {
             instance: 1,
             uptime_ms: 2000 * self.tick,
             applied: None,
+            nack: None,
             rows: vec![row("enterprise"), row("starter")],
             pools: BTreeMap::new(),
         }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::bounds::CAPS_ANSWER_WAIT;
+use crate::bounds::CAPS_ANSWERS_BYTES;
 use crate::bounds::CAPS_BODIES_BYTES;
 use crate::bounds::CAPS_BODY_BYTES;
 use crate::bounds::CAPS_BODY_WAIT;
@@ -30,9 +31,13 @@ use crate::bounds::CAPS_CONNECTIONS;
 use crate::bounds::CAPS_FIRST_BYTE_WAIT;
 use crate::bounds::CAPS_HEADER_WAIT;
 use crate::bounds::CAPS_IDLE_WAIT;
+use crate::bounds::CAPS_KEEP_ALIVE_WAIT;
 use crate::bounds::CAPS_KEYS;
+use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::metrics::Detail;
+use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
 
 /// Everything a node needs to start.
@@ -52,6 +57,8 @@ pub struct NodeConfig {
     pub admin_token: Option<Secret>,
     pub routing: RoutingConfig,
     pub caps: Caps,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Where tables come from.
@@ -111,11 +118,18 @@ pub struct Caps {
     pub body_bytes: usize,
     /// All bodies in memory together.
     pub bodies_bytes: usize,
+    /// All that is kept of answers to look into them, together.
+    pub answers_bytes: usize,
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    /// From a head's first byte to its last.
     pub header_seconds: u64,
+    /// Between a client's requests.
+    pub keep_alive_seconds: u64,
     pub body_seconds: u64,
+    /// For a client to take 16 kB of an answer that waits for it.
+    pub write_seconds: u64,
     /// Until a stream begins.
     pub first_byte_seconds: u64,
     /// Until an answer in one piece begins: the whole of it is made before.
@@ -152,6 +166,8 @@ struct ConfigFile {
     routes: Vec<RouteConfig>,
     #[serde(default)]
     caps: Caps,
+    #[serde(default)]
+    metrics_detail: Detail,
 }
 
 // === impl NodeConfig ===
@@ -204,6 +220,7 @@ impl NodeConfig {
             admin_token: secret(&file.admin_token_file).transpose()?,
             routing,
             caps: file.caps,
+            metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
         })
     }
 
@@ -226,6 +243,7 @@ impl NodeConfig {
             admin_token: None,
             routing,
             caps: Caps::default(),
+            metrics: PageOptions::fresh(),
         }
     }
 }
@@ -256,11 +274,14 @@ impl Default for Caps {
         Caps {
             body_bytes: CAPS_BODY_BYTES,
             bodies_bytes: CAPS_BODIES_BYTES,
+            answers_bytes: CAPS_ANSWERS_BYTES,
             connections: CAPS_CONNECTIONS,
             keys: CAPS_KEYS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
             header_seconds: CAPS_HEADER_WAIT.as_secs(),
+            keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),
             body_seconds: CAPS_BODY_WAIT.as_secs(),
+            write_seconds: CAPS_WRITE_WAIT.as_secs(),
             first_byte_seconds: CAPS_FIRST_BYTE_WAIT.as_secs(),
             answer_seconds: CAPS_ANSWER_WAIT.as_secs(),
             idle_seconds: CAPS_IDLE_WAIT.as_secs(),

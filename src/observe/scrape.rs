@@ -28,13 +28,14 @@ pub struct Target {
 // === impl Target ===
 
 impl Target {
-    /// `host:port`, or a whole URL; `http` and `/metrics` unless stated. The replica's name is
-    /// `host:port`, as a Prometheus would label it, followed by a path that is not `/metrics`.
+    /// `host:port`, or a whole URL; `http` and the path `page` unless stated. The replica's name
+    /// is `host:port`, as a Prometheus would label it, followed by a path that is not `page`.
     ///
     /// # Errors
     /// Says why the text is not an address.
-    pub fn parse(text: &str) -> Result<Target, String> {
+    pub fn parse(text: &str, page: &str) -> Result<Target, String> {
         let text = text.trim();
+        let page = if page.is_empty() { "/metrics" } else { page };
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let fail = |reason: &str| format!("target `{text}` {reason}; write `host:port` or a URL");
         let uri: Uri = url.parse().map_err(|error| fail(&format!("is not a URL ({error})")))?;
@@ -43,15 +44,31 @@ impl Target {
         }
         let authority = uri.authority().ok_or_else(|| fail("has no host"))?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let path = if path == "/" { "/metrics" } else { path };
+        let path = if path == "/" { page } else { path };
         // A password in a URL is used for nothing and never shown.
         let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        let replica =
-            ReplicaId::new(if path == "/metrics" { host.to_owned() } else { format!("{host}{path}") });
+        let replica = ReplicaId::new(if path == page { host.to_owned() } else { format!("{host}{path}") });
         let scheme = uri.scheme_str().unwrap_or("http");
         let uri = format!("{scheme}://{host}{path}").parse().map_err(|_| fail("is not a URL"))?;
         Ok(Target { replica, uri })
     }
+}
+
+/// One page, read.
+#[derive(Debug)]
+pub struct Scraped {
+    pub outcome: Outcome,
+    pub manner: Manner,
+}
+
+/// How a target took being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Answered,
+    /// It does not want to be asked: not again for a while, or not before what it said.
+    Refused(Option<Duration>),
+    /// Silence, or a connection refused: asked again next round, or its return would be seen late.
+    Absent,
 }
 
 /// Reads one page. Never fails: a failure is a reading too.
@@ -60,7 +77,8 @@ pub async fn scrape(
     target: &Target,
     selectors: &Arc<Selectors>,
     deadline: Duration,
-) -> Outcome {
+) -> Scraped {
+    let absent = |outcome| Scraped { outcome, manner: Manner::Absent };
     let request = Request::builder()
         .method(Method::GET)
         .uri(target.uri.clone())
@@ -69,12 +87,21 @@ pub async fn scrape(
         .body(Full::new(Bytes::new()));
     let request = match request {
         Ok(request) => request,
-        Err(error) => return Outcome::Silent(format!("no request can be made: {error}")),
+        Err(error) => return absent(Outcome::Silent(format!("no request can be made: {error}"))),
     };
     match fetcher.fetch(request, deadline, PAGE_BYTES_MAX).await {
-        Err(FetchError::Refused) => Outcome::Down("connection refused".to_owned()),
-        Err(error) => Outcome::Silent(error.to_string()),
-        Ok(page) => read(page, selectors).await,
+        Err(FetchError::Refused) => absent(Outcome::Down("connection refused".to_owned())),
+        Err(error) => absent(Outcome::Silent(error.to_string())),
+        Ok(page) => Scraped { manner: manner(&page), outcome: read(page, selectors).await },
+    }
+}
+
+/// A 503 without Retry-After is how a server says that it is not ready yet.
+fn manner(page: &Fetched) -> Manner {
+    match (page.status, page.retry_after) {
+        (200, _) => Manner::Answered,
+        (503, None) => Manner::Absent,
+        (_, retry_after) => Manner::Refused(retry_after),
     }
 }
 
@@ -100,16 +127,19 @@ mod tests {
 
     #[test]
     fn targets_are_named_as_a_prometheus_would() {
-        let target = Target::parse("10.0.0.1:8000").unwrap();
+        let target = Target::parse("10.0.0.1:8000", "").unwrap();
         assert_eq!(
             (target.replica.as_str(), target.uri.to_string().as_str()),
             ("10.0.0.1:8000", "http://10.0.0.1:8000/metrics")
         );
-        let target = Target::parse("https://user:secret@gpu:443/engines/0?x=1").unwrap();
+        let target = Target::parse("https://user:secret@gpu:443/engines/0?x=1", "/metrics").unwrap();
         assert_eq!(target.replica.as_str(), "gpu:443/engines/0?x=1");
         assert!(!target.uri.to_string().contains("secret"));
+        let target = Target::parse("http://gpu:8000/", "/prometheus/metrics").unwrap();
+        assert_eq!(target.replica.as_str(), "gpu:8000");
+        assert_eq!(target.uri.path(), "/prometheus/metrics");
         for bad in ["", "ftp://a", "http://", "a b", "unix:///run/x"] {
-            assert!(Target::parse(bad).is_err(), "{bad:?}");
+            assert!(Target::parse(bad, "").is_err(), "{bad:?}");
         }
     }
 }

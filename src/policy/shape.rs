@@ -13,6 +13,8 @@ use crate::policy::report::{Report, nearest};
 pub type Text = Placed<String>;
 /// A name and what stands under it.
 pub type Named<T> = (Text, T);
+/// A mapping of plain values, at the place of its name.
+pub type Group = Placed<Vec<Named<Text>>>;
 
 #[derive(Debug)]
 pub struct PolicyFile {
@@ -29,7 +31,13 @@ pub struct PolicyFile {
 pub struct PoolShape {
     pub preset: Option<Text>,
     pub targets: Option<Placed<Vec<Text>>>,
-    pub prometheus: Option<Text>,
+    pub file_sd: Option<Placed<Vec<Text>>>,
+    pub dns: Option<Placed<Vec<Text>>>,
+    pub dns_refresh: Option<Text>,
+    pub prometheus: Option<Placed<Vec<Text>>>,
+    pub authorization: Option<Group>,
+    pub basic_auth: Option<Group>,
+    pub tls: Option<Group>,
     pub selector: Option<Text>,
     pub slo: Option<Text>,
     pub output_token_cost: Option<Text>,
@@ -55,6 +63,9 @@ pub struct TierShape {
     pub key_limits: Option<Placed<Vec<Text>>>,
 }
 
+/// The policy language that this version reads; a file that says nothing is written in it.
+pub const SCHEMA: u64 = 1;
+
 /// The fields of one mapping, taken one by one; what nobody took is unknown.
 struct Fields<'a> {
     entries: Vec<(Text, Option<Node>)>,
@@ -64,9 +75,26 @@ struct Fields<'a> {
     report: &'a mut Report,
 }
 
-const FILE_FIELDS: [&str; 5] = ["product", "interval", "pools", "models", "tiers"];
-const POOL_FIELDS: [&str; 8] =
-    ["preset", "targets", "prometheus", "selector", "slo", "output_token_cost", "unit", "signals"];
+const FILE_FIELDS: [&str; 6] = ["schema", "product", "interval", "pools", "models", "tiers"];
+const POOL_FIELDS: [&str; 14] = [
+    "preset",
+    "targets",
+    "file_sd",
+    "dns",
+    "dns_refresh",
+    "prometheus",
+    "selector",
+    "authorization",
+    "basic_auth",
+    "tls",
+    "slo",
+    "output_token_cost",
+    "unit",
+    "signals",
+];
+pub const AUTHORIZATION_FIELDS: [&str; 2] = ["type", "credentials_file"];
+pub const BASIC_AUTH_FIELDS: [&str; 2] = ["username", "password_file"];
+pub const TLS_FIELDS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_name"];
 const MODEL_FIELDS: [&str; 2] = ["pool", "tiers"];
 const TIER_FIELDS: [&str; 7] =
     ["priority", "weight", "guarantee", "safe", "ceiling", "tier_limits", "key_limits"];
@@ -80,6 +108,9 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         return None;
     }
     let mut fields = Fields::open(root, "the file".to_owned(), place.clone(), &FILE_FIELDS, report)?;
+    if !fields.schema() {
+        return None;
+    }
     let product = fields.required_text("product", "write `product: NAME`, a name of its own for each file");
     let interval = fields.text("interval");
     let pools = fields.entries("pools", "pool", true);
@@ -107,7 +138,13 @@ fn pool(name: &Text, node: Node, report: &mut Report) -> Option<PoolShape> {
     let shape = PoolShape {
         preset: fields.text("preset"),
         targets: fields.texts("targets"),
-        prometheus: fields.text("prometheus"),
+        file_sd: fields.texts("file_sd"),
+        dns: fields.texts("dns"),
+        dns_refresh: fields.text("dns_refresh"),
+        prometheus: fields.texts("prometheus"),
+        authorization: fields.group("authorization", &AUTHORIZATION_FIELDS),
+        basic_auth: fields.group("basic_auth", &BASIC_AUTH_FIELDS),
+        tls: fields.group("tls", &TLS_FIELDS),
         selector: fields.text("selector"),
         slo: fields.required_text("slo", "state the time to first token that the pool promises: `slo: 1s`"),
         output_token_cost: fields.text("output_token_cost"),
@@ -229,6 +266,26 @@ impl<'a> Fields<'a> {
         self.text(field)
     }
 
+    /// Whether the file is written in a language that is read here. What a newer one adds is no
+    /// mistake of its own, so nothing else of such a file is looked at.
+    fn schema(&mut self) -> bool {
+        let Some(schema) = self.text("schema") else { return true };
+        let number = schema.value.parse::<u64>().ok().filter(|number| number.to_string() == schema.value);
+        match number {
+            Some(SCHEMA) => return true,
+            Some(newer) if newer > SCHEMA => {
+                let message = format!("`schema` is {newer}, this tidegate reads {SCHEMA}");
+                let help = format!("run a tidegate that reads {newer}; until then the policy in force stays");
+                self.report.error(&schema.place, message, help);
+            }
+            _ => {
+                let message = format!("`schema` is `{}`, not a schema of the policy language", schema.value);
+                self.report.error(&schema.place, message, format!("write `schema: {SCHEMA}`, or nothing"));
+            }
+        }
+        false
+    }
+
     fn leaf(&mut self, field: &str, node: Node, wanted: &str) -> Option<Text> {
         match node.kind {
             Kind::Text(value) => Some(Placed { value, place: node.place }),
@@ -265,6 +322,24 @@ impl<'a> Fields<'a> {
             .into_iter()
             .filter_map(|item| self.leaf(field, item, "plain values into the list"))
             .collect();
+        Some(Placed { value, place })
+    }
+
+    /// A mapping of plain values with fields of its own.
+    fn group(&mut self, field: &str, known: &[&str]) -> Option<Group> {
+        let (name, node) = self.take(field)?;
+        let place = name.place;
+        let what = format!("`{field}` of {}", self.what);
+        let mut fields = Fields::open(node, what, place.clone(), known, self.report)?;
+        let mut value = Vec::with_capacity(known.len());
+        for field in known {
+            let at =
+                fields.entries.iter().find(|(name, _)| name.value == *field).map(|(name, _)| name.clone());
+            if let (Some(name), Some(text)) = (at, fields.text(field)) {
+                value.push((name, text));
+            }
+        }
+        fields.close(known);
         Some(Placed { value, place })
     }
 
@@ -311,6 +386,13 @@ impl<'a> Fields<'a> {
                 let message = format!("{} has no field `{}`", self.what, name.value);
                 let candidates = known.iter().copied().filter(|_| !self.report.is_full());
                 let help = match nearest(&name.value, candidates) {
+                    // Before "did you mean": a secret is to be moved, not renamed.
+                    _ if known.iter().any(|known| known.strip_suffix("_file") == Some(&name.value)) => {
+                        format!(
+                            "policy files are shown and copied: put it into a file and write `{}_file: PATH`",
+                            name.value
+                        )
+                    }
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("its fields are {}", listed(known)),
                 };

@@ -137,7 +137,7 @@ impl Plant {
             let truth = replica.alive.then(|| replica.signals());
             replica.page.show(now, &replica.id, truth)
         };
-        PoolRound { replicas: self.replicas.iter_mut().map(reading).collect(), failed: None }
+        PoolRound { replicas: self.replicas.iter_mut().map(reading).collect(), ..PoolRound::default() }
     }
 }
 

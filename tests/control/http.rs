@@ -21,7 +21,7 @@ struct Stand {
 
 async fn stand(reads_need_token: bool) -> Stand {
     let (sender, reloads) = mpsc::channel(1);
-    let page = Box::new(|| b"up 1\n".to_vec());
+    let page = Box::new(|| Bytes::from_static(b"up 1\n"));
     let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), reads_need_token, sender, page));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(listener, None, Arc::clone(&board)).unwrap();
@@ -142,9 +142,9 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
 
     let large = vec![b' '; (1 << 20) + 1];
     assert_eq!(call(addr, "POST /v1/usage", &auth, &large).await.status, 413);
-    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"nodes\":1}").await;
+    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"node\":1}").await;
     assert_eq!(broken.status, 400);
-    assert!(broken.text().contains("line 2 column 7"), "{}", broken.text());
+    assert!(broken.text().contains("line 2 column 8"), "{}", broken.text());
     assert!(stand.board.inbox.drain().is_empty());
 
     let wrong_method = get(addr, "/v1/usage").await;
@@ -199,7 +199,7 @@ async fn the_listener_speaks_tls() {
     assert!(tls_config(&key, &cert).unwrap_err().contains("key.pem"));
 
     let (sender, _reloads) = mpsc::channel(1);
-    let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), true, sender, Box::new(Vec::new)));
+    let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), true, sender, Box::new(Bytes::new)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(listener, Some(tls_config(&cert, &key).unwrap()), board).unwrap();
 

@@ -17,7 +17,7 @@ fn sources(policy: &Policy) -> (Sources, Arc<SystemClock>) {
 }
 
 fn direct(targets: Vec<String>, interval: Duration) -> Policy {
-    policy(SourcePolicy::Direct { targets }, interval, 1000, "d")
+    policy(SourcePolicy::targets(targets), interval, 1000, "d")
 }
 
 async fn round(sources: &mut Sources) -> PoolRound {
@@ -47,7 +47,9 @@ async fn a_source_that_misbehaves_harms_only_itself() {
         (serve(Manner::Mute).await, "no whole answer within 500ms"),
         (serve(Manner::BreaksOff(PAGE.to_owned())).await, "the answer broke off: "),
         (serve(Manner::Redirects(format!("http://{good}/metrics"))).await, "HTTP 302: redirects are not"),
-        (serve(Manner::Encodes).await, "the answer is encoded as gzip"),
+        (serve(Manner::Encodes("gzip")).await, "the answer broke off: it is no whole gzip stream"),
+        (serve(Manner::Encodes("gzip, gzip")).await, "the answer is encoded as gzip, gzip"),
+        (serve(Manner::Encodes("br")).await, "the answer is encoded as br"),
         (serve(Manner::Answers(404, crate::support::TEXT, PAGE.to_owned())).await, "HTTP 404"),
         (replica("<html>\n").await, "line 1, column 1: expected a metric name"),
         (replica("go_goroutines 1\n").await, "no metric of the pool's signal map"),
@@ -112,7 +114,7 @@ async fn a_prometheus_names_the_replicas() {
         {"metric":{"__name__":"x","instance":"a:1","engine":"1"},"value":[1000.5,"3"]},
         {"metric":{"__name__":"x","instance":"b:1","engine":"0"},"value":[1000.5,"7"]}]}}"#;
     let server = serve(Manner::Answers(200, "application/json", body.to_owned())).await;
-    let source = SourcePolicy::Prometheus { url: format!("http://{server}/") };
+    let source = SourcePolicy::prometheus(format!("http://{server}/"));
     let (mut sources, _) = sources(&policy(source, Duration::from_secs(2), 1000, "d"));
     let round = round(&mut sources).await;
     assert_eq!((round.failed.clone(), round.replicas.len()), (None, 2));
@@ -132,7 +134,7 @@ async fn a_prometheus_that_fails_says_nothing_about_replicas() {
         (serve(Manner::Redirects("http://127.0.0.1:1/".to_owned())).await, "redirects are not followed"),
     ];
     for (addr, reason) in cases {
-        let source = SourcePolicy::Prometheus { url: format!("http://{addr}") };
+        let source = SourcePolicy::prometheus(format!("http://{addr}"));
         let (mut sources, _) = sources(&policy(source, Duration::from_secs(1), 1000, "d"));
         let round = round(&mut sources).await;
         assert!(round.replicas.is_empty());

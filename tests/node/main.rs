@@ -9,10 +9,13 @@
     reason = "a broken promise ends the test"
 )]
 
+mod away;
 mod cli;
 mod edges;
+mod flood;
 mod follow;
 mod openai;
 mod proxy;
+mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;

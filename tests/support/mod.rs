@@ -10,17 +10,19 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod large;
 pub mod node;
 pub mod program;
 pub mod prometheus;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::control::reload::{Loaded, Loader};
+use tidegate::control::standing::Origin;
+use tidegate::policy::load::Contents;
 use tidegate::policy::{Grant, ModelPolicy, OutputCost, Policy, PoolPolicy, SignalMap, SourcePolicy};
 use tidegate::unit::{Limit, WorkUnit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -131,8 +133,8 @@ pub enum Manner {
     BreaksOff(String),
     /// A redirect to the given place.
     Redirects(String),
-    /// 200, gzip.
-    Encodes,
+    /// 200, said to be encoded so, which it is not.
+    Encodes(&'static str),
     /// A replica that has done a thousand units of work each second since then.
     Works(std::time::Instant),
 }
@@ -199,8 +201,8 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
             )
         }
         Manner::Redirects(to) => format!("HTTP/1.1 302 X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"),
-        Manner::Encodes => {
-            "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc".to_owned()
+        Manner::Encodes(how) => {
+            format!("HTTP/1.1 200 X\r\ncontent-encoding: {how}\r\ncontent-length: 3\r\n\r\nabc")
         }
         Manner::BreaksOff(body) => {
             format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n{body}", body.len() + 10)
@@ -220,7 +222,7 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
         return false;
     }
     match manner {
-        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes | Manner::Works(_) => true,
+        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes(_) | Manner::Works(_) => true,
         Manner::BreaksOff(_) => false,
         Manner::Mute => {
             tokio::time::sleep(LONG).await;
@@ -286,23 +288,15 @@ pub fn policy(source: SourcePolicy, interval: Duration, ceiling: u64, digest: &s
 
 /// A loader for directories whose `*.yaml` files hold one number, the ceiling.
 pub fn loader(source: SourcePolicy, interval: Duration) -> Loader {
-    let parse = move |files: Vec<(String, Vec<u8>)>| {
+    Loader::new(move |contents: Contents| {
+        if let Some(problem) = contents.problems.first() {
+            return Err(problem.to_string());
+        }
+        let files = contents.files;
         let (name, bytes) = files.first().ok_or("there is no policy file")?;
         let text = String::from_utf8_lossy(bytes).trim().to_owned();
         let ceiling: u64 = text.parse().map_err(|_| format!("{name}:1:1: `{text}` is not a number"))?;
         let policy = Arc::new(policy(source.clone(), interval, ceiling, &text));
-        Ok(Loaded { policy, files, warnings: Vec::new() })
-    };
-    let from_files = parse.clone();
-    let from_dir = move |dir: &Path| {
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(|error| error.to_string())?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".yaml") {
-                files.push((name, std::fs::read(entry.path()).map_err(|error| error.to_string())?));
-            }
-        }
-        parse(files)
-    };
-    Loader::new(from_dir, from_files)
+        Ok(Loaded { policy, files, warnings: Vec::new(), origin: Origin::Directory })
+    })
 }

@@ -3,7 +3,6 @@
 //! States outlive tables: a row that leaves a table and returns finds its counters as they were.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::Portion;
@@ -40,13 +39,13 @@ pub struct RowState {
     pub tier: TierId,
     /// What the table in force says; none when it has no such row.
     pub rules: Option<Rules>,
-    /// The rules of every live row of the model, by row: a key may have been here under another.
-    pub model_rules: Arc<Vec<(usize, Rules)>>,
     pub buckets: [Bucket; 3],
     pub in_flight: u64,
     /// Learned output tokens of a request.
     pub output: Option<f64>,
     pub counted: Counted,
+    /// Work of requests that have ended; unlike what is admitted it never falls.
+    pub settled_work: u64,
 }
 
 /// A row of the table, flattened for the request path.
@@ -122,7 +121,6 @@ impl Rows {
                 }
             }
         }
-        self.link();
         Ok(())
     }
 
@@ -161,24 +159,12 @@ impl Rows {
         order.filter_map(|at| self.rows.get(*at))
     }
 
-    pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &PoolState)> {
-        self.pool_names.iter().filter_map(|(name, at)| self.pools.get(*at).map(|pool| (name, pool)))
+    pub fn pool_places(&self) -> impl Iterator<Item = (usize, &PoolId)> {
+        self.pool_names.iter().map(|(name, at)| (*at, name))
     }
 
-    /// Gives every row of a model the rules of all of them.
-    fn link(&mut self) {
-        for model in self.models.values() {
-            let live = model.tiers.values().filter_map(|at| {
-                let rules = self.rows.get(*at)?.rules?;
-                Some((*at, rules))
-            });
-            let live = Arc::new(live.collect::<Vec<_>>());
-            for at in model.tiers.values() {
-                if let Some(row) = self.rows.get_mut(*at) {
-                    row.model_rules = Arc::clone(&live);
-                }
-            }
-        }
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &PoolState)> {
+        self.pool_names.iter().filter_map(|(name, at)| self.pools.get(*at).map(|pool| (name, pool)))
     }
 
     fn unknown(&self, table: &LimitTable) -> usize {
@@ -218,11 +204,11 @@ impl Rows {
             model_index: entry.index,
             tier: tier.clone(),
             rules: None,
-            model_rules: Arc::default(),
             buckets: [Bucket::default(); 3],
             in_flight: 0,
             output: None,
             counted: Counted::default(),
+            settled_work: 0,
         });
         next
     }
