@@ -233,8 +233,9 @@ impl Fleet {
         let mut ages: Vec<f64> =
             self.replicas.values().map(|replica| now.seconds_since(replica.at)).collect();
         ages.sort_by(f64::total_cmp);
-        let enough = (trust::SEEN_MIN * ages.len() as f64).ceil() as usize;
-        ages.get(enough.checked_sub(1)?).copied()
+        let least = if cfg!(feature = "bug-part-is-the-pool") { 0.0 } else { trust::SEEN_MIN };
+        let enough = ((least * ages.len() as f64).ceil() as usize).max(1);
+        ages.get(enough - 1).copied()
     }
 
     fn is_seen(&self, now: Instant, interval: f64) -> bool {
