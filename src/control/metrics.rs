@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::bounds::METRIC_NODES_MAX;
@@ -19,6 +19,7 @@ use crate::metrics::Sheet;
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Round;
+use crate::supervise::panics;
 use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
 use crate::wire::Stamp;
 
@@ -49,12 +50,15 @@ pub struct Metrics {
     registry: Registry,
     ticks: IntCounter,
     turn: Histogram,
+    panics: IntCounter,
     epoch: IntGauge,
     version: IntGauge,
     tick: IntGauge,
     table_bytes: IntGauge,
     durable: IntGauge,
+    lag: Gauge,
     publish_failures: IntCounterVec,
+    quarantined: IntGauge,
     reloads: Reloads,
     turns_failed: IntCounter,
     table_alarm: IntGaugeVec,
@@ -130,6 +134,7 @@ impl Metrics {
             options,
             page: Arc::new(Page::new(options.max_age)),
             latest: Arc::default(),
+            panics: counter(r, "tidegate_control_panics_total", "Panics, whatever they ended.")?,
             ticks: counter(r, "tidegate_control_ticks_total", "Turns of the control loop.")?,
             turn,
             epoch: gauge(r, "tidegate_publish_epoch", "Epoch of the table in force.")?,
@@ -139,9 +144,20 @@ impl Metrics {
             durable: gauge(
                 r,
                 "tidegate_publish_last_write_successful",
-                "0 while the state directory cannot be written and the last good table is served.",
+                "0 while the state directory cannot be written: a restart will not know the tables of \
+                 this time.",
+            )?,
+            lag: real(
+                r,
+                "tidegate_publish_lag_seconds",
+                "From sealing a table to announcing it; grows while the state directory does not answer.",
             )?,
             publish_failures,
+            quarantined: gauge(
+                r,
+                "tidegate_control_policy_quarantined",
+                "1 while the last good policy is in force because runs under a later one ended badly.",
+            )?,
             reloads: Reloads::new(r)?,
             turns_failed: counter(
                 r,
@@ -155,6 +171,7 @@ impl Metrics {
 
     /// The page at `/metrics`.
     pub fn page(&self) -> Bytes {
+        self.panics.inc_by(panics().saturating_sub(self.panics.get()));
         let page = self.page.get(|| {
             let mut sheet = Sheet::default();
             sheet.gathered(self.registry.gather());
@@ -275,6 +292,14 @@ impl Metrics {
         self.durable.set(i64::from(durable));
     }
 
+    pub fn lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+
+    pub fn quarantined(&self, quarantined: bool) {
+        self.quarantined.set(i64::from(quarantined));
+    }
+
     pub fn publish_failed(&self, channel: Channel) {
         self.publish_failures.with_label_values(&[channel.name()]).inc();
     }
@@ -380,6 +405,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, pr
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn real(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    let gauge = Gauge::new(name, help)?;
     registry.register(Box::new(gauge.clone()))?;
     Ok(gauge)
 }

@@ -65,7 +65,7 @@ impl Run {
                 ..Signals::default()
             }),
         };
-        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], failed: None };
+        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], ..PoolRound::default() };
         let usage = vec![self.report("n1", 3), self.report("n2", 1)];
         let round = Round { pools: [(PoolId::new("pool"), pool)].into(), usage };
         self.controller.tick(now, &round)

@@ -64,7 +64,7 @@ impl Told {
 
     fn round(&mut self, errors: bool, readings: impl Fn(u64) -> Vec<Reading>) -> Estimate {
         self.tick += 1;
-        let round = PoolRound { replicas: readings(self.tick), failed: None };
+        let round = PoolRound { replicas: readings(self.tick), ..PoolRound::default() };
         self.pool.update(
             at(self.tick),
             INTERVAL,
@@ -252,7 +252,7 @@ fn the_cost_of_an_output_token_is_learned_from_a_mix_that_varies() {
         let part = 0.2 + 0.6 * ((tick % 7) as f64 / 6.0);
         input += INTERVAL * 2000.0 * part;
         output += INTERVAL * 250.0 * (1.0 - part);
-        let round = PoolRound { replicas: vec![up("r0", tick, input, output, 5.0)], failed: None };
+        let round = PoolRound { replicas: vec![up("r0", tick, input, output, 5.0)], ..PoolRound::default() };
         pool.update(at(tick), INTERVAL, &policy(OutputCost::Learned), &round, Witness::default());
     }
     let learned = pool.capacity.output_cost(OutputCost::Learned);

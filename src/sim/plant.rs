@@ -133,7 +133,7 @@ impl Plant {
             };
             Reading { replica: replica.id.clone(), at: now, outcome }
         };
-        PoolRound { replicas: self.replicas.iter().map(reading).collect(), failed: None }
+        PoolRound { replicas: self.replicas.iter().map(reading).collect(), ..PoolRound::default() }
     }
 }
 
