@@ -58,6 +58,7 @@ const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enfor
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
     "control/disk.rs",
+    "control/credentials.rs",
     "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",

@@ -9,4 +9,5 @@ pub mod journal;
 pub mod lock;
 mod patience;
 pub mod server;
+pub mod tls;
 pub mod token;

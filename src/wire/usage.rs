@@ -12,10 +12,10 @@ use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{ModelId, NodeId, PoolId, TierId};
+use crate::wire::head::Head;
 use crate::wire::table::Stamp;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct UsageReport {
     pub schema: u32,
     pub node: NodeId,
@@ -30,7 +30,6 @@ pub struct UsageReport {
 
 /// Work of one model and tier since the node started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct UsageRow {
     pub model: ModelId,
     pub tier: TierId,
@@ -45,7 +44,6 @@ pub struct UsageRow {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Work {
     pub requests: u64,
     /// In the pool's unit of work.
@@ -54,7 +52,6 @@ pub struct Work {
 
 /// One pool as the node sees it: gauges now, counters since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PoolUsage {
     /// Requests in flight now.
     pub in_flight: u64,
@@ -82,6 +79,8 @@ impl UsageReport {
         if bytes.len() > REPORT_BYTES_MAX {
             return Err(UsageError(format!("{} bytes, allowed are {REPORT_BYTES_MAX}", bytes.len())));
         }
+        let head = Head::read(bytes).map_err(|error| UsageError(error.to_string()))?;
+        head.check().map_err(|error| UsageError(error.to_string()))?;
         let report: UsageReport =
             serde_json::from_slice(bytes).map_err(|error| UsageError(error.to_string()))?;
         report.check()?;

@@ -9,6 +9,7 @@
     reason = "a broken promise ends the test"
 )]
 
+mod credentials;
 mod edits;
 mod http;
 mod observe;
