@@ -228,6 +228,10 @@ bounds! {
         RELOAD_WAIT: Duration, time = Duration::from_secs(30), "503; the reload goes on";
         /// Longest that a stopping controller waits for its connections.
         SERVER_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off";
+        /// Most tokens admitted at a time.
+        TOKENS_MAX: usize, count = 4, "the token file is refused; the last good one stays";
+        /// Largest file of tokens, certificates or keys.
+        CREDENTIAL_BYTES_MAX: usize, bytes = 1 << 20, "refused; the last good one stays";
         /// Shortest token.
         TOKEN_BYTES_MIN: usize, bytes = 16, "refused";
         /// Longest token.
