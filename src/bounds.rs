@@ -29,6 +29,7 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Pages,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,8 @@ bounds! {
         POLICY_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused before it is parsed; the last good policy stays";
         /// Most policy files of one directory.
         POLICY_FILES_MAX: usize, count = 256, "the directory is refused; the last good policy stays";
+        /// Most bytes of all policy files of one directory.
+        POLICY_DIRECTORY_BYTES_MAX: usize, bytes = 16 << 20, "refused before it is parsed; the last good policy stays";
         /// Most directory entries looked at for a change.
         DIRECTORY_ENTRIES_MAX: usize, count = 10_000, "the directory is refused; the last good policy stays";
         /// Deepest nesting of mappings and lists in a policy.
@@ -98,8 +101,26 @@ bounds! {
         CANDIDATES_MAX: usize, count = 2_000, "no suggestion is made";
         /// Longest source line quoted in a diagnostic.
         QUOTED_LINE_BYTES_MAX: usize, bytes = 4_096, "named by line and column only";
-        /// Least time for which a policy directory must be unchanged before it is read.
+        /// Least time between two reads of the policy directory that must be equal.
         SETTLED_AFTER: Duration, time = Duration::from_millis(500), "an edit still under way is waited for";
+        /// Longest that the policy directory is not read, whatever it looks like.
+        UNREAD_MAX: Duration, time = Duration::from_secs(5), "read";
+        /// Longest that a request to reload waits for a directory that keeps changing.
+        UNSETTLED_MAX: Duration, time = Duration::from_secs(5), "400; the edit is read once it has settled";
+        /// Most requests to reload that wait for one reading.
+        RELOADS_WAITING_MAX: usize, count = 16, "they wait for the next reading";
+        /// Most lines that say which limits an edit widens.
+        WIDENED_SHOWN_MAX: usize, count = 50, "counted, not shown";
+        /// Most bytes of diagnostics in the status.
+        DIAGNOSTICS_BYTES_SHOWN_MAX: usize, bytes = 64 << 10, "in the log only";
+        /// Most policies in quarantine.
+        QUARANTINE_MAX: usize, count = 16, "the oldest may be tried again";
+        /// Most former policies kept to go back to.
+        KEPT_POLICIES_MAX: usize, count = 16, "the oldest is given up";
+        /// Most bytes of former policies kept to go back to.
+        KEPT_BYTES_MAX: usize, bytes = 64 << 20, "the oldest is given up";
+        /// Largest note of a policy that is held.
+        HELD_NOTE_BYTES_MAX: usize, bytes = 4 << 10, "the note does not count";
         /// Largest kept copy of the last good policy.
         LAST_GOOD_BYTES_MAX: usize, bytes = 64 << 20, "not kept, and said so; a start needs a valid policy";
     }
@@ -204,6 +225,8 @@ bounds! {
         CAPS_CONNECT_WAIT: Duration, time = Duration::from_secs(2), "the next replica, then 502";
         /// Longest that the head of a request may take, unless `caps.header_seconds` says otherwise.
         CAPS_HEADER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Longest that a connection may be idle between requests, unless `caps.keep_alive_seconds` says otherwise.
+        CAPS_KEEP_ALIVE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed";
         /// Longest that the body of a request may take, unless `caps.body_seconds` says otherwise.
         CAPS_BODY_WAIT: Duration, time = Duration::from_secs(30), "408";
         /// Longest until an upstream begins a stream, unless `caps.first_byte_seconds` says otherwise.
@@ -229,7 +252,9 @@ bounds! {
         /// Most headers of one request.
         HEADERS_MAX: usize, count = 64, "431";
         /// Largest head of a request.
-        HEAD_BYTES_MAX: usize, bytes = 64 << 10, "431";
+        HEAD_BYTES_MAX: usize, bytes = 16 << 10, "431";
+        /// Longest value of `Content-Length` and `Transfer-Encoding`.
+        FRAMING_VALUE_BYTES_MAX: usize, bytes = 32, "400, and the connection is closed";
         /// Most read of a body that nobody wants, so that its sender hears the answer.
         UNWANTED_BYTES_MAX: usize, bytes = 256 << 10, "the connection is closed";
         /// Longest that a body that nobody wants is read.
@@ -248,8 +273,10 @@ bounds! {
         MODELS_LISTED_MAX: usize, count = 1_000, "left out";
         /// Most connections of the admin listener at a time.
         ADMIN_CONNECTIONS_MAX: usize, count = 64, "they wait to be accepted";
-        /// Longest that a client may not read what is written to it.
-        CLIENT_STALLED_MAX: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
+        /// Longest that a client may take for `WRITE_PROGRESS_MIN`, unless `caps.write_seconds` says otherwise.
+        CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
+        /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
+        WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
         /// Longest until a controller begins to answer; it is asked to wait 10 s at most.
@@ -268,6 +295,16 @@ bounds! {
         LAST_REPORT_WAIT_MAX: Duration, time = Duration::from_secs(2), "dropped";
         /// Longest that an upstream replica which refused a connection is passed over.
         UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
+    }
+    Pages {
+        /// Longest that a metrics page is answered from memory: it is encoded once in this time.
+        PAGE_MAX_AGE: Duration, time = Duration::from_secs(1), "encoded anew";
+        /// Most rows of model and tier on a metrics page.
+        ROWS_SHOWN_MAX: usize, count = 2_048, "summed as `other`";
+        /// Most pools on a metrics page.
+        POOLS_SHOWN_MAX: usize, count = 256, "left out";
+        /// Most shares of nodes on a metrics page, over all pools.
+        SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
     }
 }
 
@@ -309,6 +346,7 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Pages, "Metrics pages"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

@@ -19,11 +19,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
     ("decide", &["unit", "estimate"]),
     ("allocate", &["unit"]),
+    ("dashboard", &[]),
+    ("metrics", &["bounds", "unit"]),
     ("publish", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics"]),
     (
         "control",
-        &["bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "publish"],
+        &[
+            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "metrics",
+            "publish",
+        ],
     ),
     (
         "sim",
@@ -43,6 +48,7 @@ const CLOCKS: &[&str] =
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
@@ -72,6 +78,8 @@ const SHELLS: &[&str] = &[
     "enforce/shared.rs",
     "enforce/store.rs",
     "enforce/stream.rs",
+    "metrics/mod.rs",
+    "metrics/process.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",

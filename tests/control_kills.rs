@@ -115,7 +115,7 @@ async fn trickle(proxy: SocketAddr, stop: Arc<AtomicBool>, served: Arc<AtomicU64
             "model": "m", "stream": stream, "max_tokens": 20,
             "messages": [{"role": "user", "content": "Hi, how are you today?"}],
         });
-        let headers = [("authorization", "Bearer key"), ("content-type", "application/json")];
+        let headers = [("authorization", "Bearer canary-key"), ("content-type", "application/json")];
         let body = body.to_string();
         let answer = call(proxy, "POST /v1/chat/completions", &headers, body.as_bytes()).await;
         let text = answer.text();

@@ -90,10 +90,10 @@ fn resident_kib() -> usize {
 #[ignore = "a measurement"]
 async fn what_idle_connections_hold() {
     let rig = Rig::with(&table(1, &[]), |config| {
-        (config.caps.header_seconds, config.caps.connections) = (600, 2 * IDLE);
+        (config.caps.keep_alive_seconds, config.caps.connections) = (600, 2 * IDLE);
     })
     .await;
-    let head = "GET /v1/models HTTP/1.1\r\nhost: a\r\nx-api-key: key\r\n\r\n";
+    let head = "GET /v1/models HTTP/1.1\r\nhost: a\r\nx-api-key: canary-key\r\n\r\n";
     let before = resident_kib();
     let mut open = Vec::new();
     for at in 0..IDLE {

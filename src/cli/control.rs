@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tidegate::bounds::JOURNAL_BYTES_MAX;
+use tidegate::bounds::SETTLED_AFTER;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
+use tidegate::metrics::{Detail, PageOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
@@ -38,6 +40,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "TIDEGATE_TLS_KEY")]
     tls_key: Option<PathBuf>,
 
+    /// Rows on /metrics: full (every model and tier), tier (summed over models), or pool (none)
+    #[arg(long, value_name = "LEVEL", default_value = "full", env = "TIDEGATE_METRICS_DETAIL")]
+    metrics_detail: Detail,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -66,6 +72,8 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         token_file: args.token_file,
         journal_bytes_max: JOURNAL_BYTES_MAX,
         collect: None,
+        metrics: PageOptions { detail: args.metrics_detail, ..PageOptions::default() },
+        settle: SETTLED_AFTER,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(options));

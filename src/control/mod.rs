@@ -5,7 +5,11 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
-mod conclusions;
+mod families;
+#[cfg(feature = "daemon")]
+mod fence;
+#[cfg(feature = "daemon")]
+mod history;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
@@ -15,6 +19,10 @@ mod resume;
 #[cfg(feature = "daemon")]
 pub mod run;
 mod seal;
+#[cfg(feature = "daemon")]
+pub mod settle;
+#[cfg(feature = "daemon")]
+pub mod standing;
 #[cfg(feature = "daemon")]
 mod turn;
 
@@ -35,6 +43,7 @@ use crate::estimate::Estimate;
 use crate::estimate::Nodes;
 use crate::estimate::Pool;
 use crate::estimate::PoolDemand;
+use crate::estimate::Witness;
 use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::policy::Policy;
@@ -162,8 +171,8 @@ impl Controller {
         let demands: Vec<Demand> = rows.iter().map(|row| row.demand.clone()).collect();
         let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, &demands);
         let state = self.state.pools.entry(id.clone()).or_default();
-        let errors = demand.errors_significant;
-        let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, errors);
+        let witness = Witness { errors: demand.errors_significant, served: demand.served };
+        let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, witness);
         let safe = safe_sum(&self.policy, id).max(initial_per_replica(pool.unit) * estimate.ready);
         let context = Context { now, interval, slo: pool.slo, safe };
         let decision = state.law.step(&context, &estimate, &demand);

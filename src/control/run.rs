@@ -2,7 +2,7 @@
 //! the last one stopped, listens, turns, drains.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +11,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::bounds::JOURNAL_BYTES_MAX;
+use crate::bounds::SETTLED_AFTER;
+use crate::control::history;
 use crate::control::metrics::{Metrics, Seen};
-use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
-use crate::control::resume::{first_policy, resume};
+use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
+use crate::control::resume::{First, first_policy, resume};
+use crate::control::settle::Settling;
+use crate::control::standing::{Origin, Standing};
 use crate::control::turn::{Disk, Turns, Writer};
 use crate::control::{Controller, State};
+use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
+use crate::policy::load::{self, Contents};
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
@@ -39,6 +45,10 @@ pub struct Options {
     /// Without state, how long node reports are collected before the first tick; the policy's
     /// interval unless stated.
     pub collect: Option<Duration>,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
+    /// An edit counts once two reads this far apart are equal.
+    pub settle: Duration,
 }
 
 /// Why a controller did not start.
@@ -78,6 +88,8 @@ impl Options {
             token_file: None,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             collect: None,
+            metrics: PageOptions::fresh(),
+            settle: SETTLED_AFTER,
         }
     }
 
@@ -109,20 +121,25 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         None => Token::read_or_create(&options.state),
     };
     let token = token.map_err(failed)?;
-    let metrics = Metrics::new().map_err(failed)?;
+    let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
-    let loaded = policy(&options, &metrics)?;
+    let contents = load::read(&options.policies);
+    let directory = contents.digest();
+    let first = policy(contents, &options, &metrics)?;
     let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
 
     let (reloads, requests) = mpsc::channel(16);
-    let (accepted, policies) = watch::channel(Arc::new(loaded));
+    let (rollback, rollbacks) = mpsc::channel(1);
+    let (accepted, policies) = watch::channel(Arc::new(first.loaded));
     let page = metrics.clone();
     let reads_need_token = !options.listen.ip().is_loopback();
-    let board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
+    let mut board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
+    board.rollbacks = Some(rollback);
     let board = Arc::new(board);
+    let standing = standing(&board, &options.state, &policies.borrow(), first.refused.as_deref());
     let scheme = if tls.is_some() { "https" } else { "http" };
     let server = Server::start(listener, tls, Arc::clone(&board)).map_err(failed)?;
     let addr = server.addr;
@@ -130,14 +147,27 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         tracing::warn!(%error, "the lock file could not be written");
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
-    let settling = Settling::new(seen, clock.now());
+    let settling = Settling::new(directory, seen, options.settle, clock.now());
     let (stop, stopped) = watch::channel(false);
     let disk = Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, lock };
-    let from = Begin { state: resumed.state, collect: options.collect };
-    let turns = turns(from, disk, policies, &clock, &board, &metrics).map_err(failed)?;
+    let from = Begin { state: resumed.state, collect: options.collect, good: first.good };
+    let shared = (&board, &metrics, &standing);
+    let turns = turns(from, disk, policies, &clock, shared).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
     let (dir, loader) = (options.policies, options.loader);
-    let reloader = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
+    let reloader = Reloader {
+        dir,
+        state: options.state.clone(),
+        loader,
+        clock,
+        metrics,
+        board: Arc::clone(&board),
+        standing,
+        accepted,
+        requests,
+        rollbacks,
+        settling,
+    };
     let reloader = tokio::spawn(reloader.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
@@ -147,23 +177,41 @@ fn failed(error: impl ToString) -> StartError {
     StartError::Failed(error.to_string())
 }
 
-fn policy(options: &Options, metrics: &Metrics) -> Result<Loaded, StartError> {
-    let (loaded, refused) =
-        first_policy(&options.policies, &options.state, &options.loader).map_err(StartError::Failed)?;
-    metrics.reloaded(refused.is_none());
-    if let Some(diagnostics) = refused {
+fn policy(contents: Contents, options: &Options, metrics: &Metrics) -> Result<First, StartError> {
+    let first = first_policy(contents, &options.state, &options.loader).map_err(StartError::Failed)?;
+    metrics.reloaded(first.refused.is_none());
+    if let Some(diagnostics) = &first.refused {
         tracing::error!(diagnostics, "policy refused; started with the last good one");
     }
-    for warning in &loaded.warnings {
+    if let Origin::Rollback { to } = first.loaded.origin {
+        metrics.held(true);
+        tracing::warn!(to, "an operator's rollback is held; an edit or a reload of the directory ends it");
+    }
+    for warning in &first.loaded.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(loaded)
+    Ok(first)
+}
+
+fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&str>) -> Arc<Standing> {
+    let kept = history::kept(state).unwrap_or_else(|error| {
+        tracing::warn!(error, "former policies cannot be read; there is none to go back to");
+        Vec::new()
+    });
+    let kept = kept.into_iter().map(|kept| kept.since).collect();
+    let standing = Standing::new(Arc::clone(board), kept);
+    standing.accepted(&loaded.policy.digest, loaded.origin.clone(), Vec::new());
+    if let Some(diagnostics) = refused {
+        standing.refused(diagnostics);
+    }
+    Arc::new(standing)
 }
 
 /// Where the loop begins.
 struct Begin {
     state: Option<State>,
     collect: Option<Duration>,
+    good: Option<Loaded>,
 }
 
 /// How long to collect reports, and the loop that follows.
@@ -177,17 +225,23 @@ fn turns(
     disk: Disk,
     accepted: watch::Receiver<Arc<Loaded>>,
     clock: &Arc<dyn Clock>,
-    board: &Arc<Board>,
-    metrics: &Metrics,
+    (board, metrics, standing): (&Arc<Board>, &Metrics, &Arc<Standing>),
 ) -> Result<Prepared, String> {
-    let policy = Arc::clone(&accepted.borrow().policy);
+    let in_force = Arc::clone(&accepted.borrow());
+    let policy = Arc::clone(&in_force.policy);
     let sources = Sources::new(Arc::clone(clock), &policy)?;
     let collect = match from.state {
         Some(_) => Duration::ZERO,
         None => from.collect.unwrap_or(policy.interval),
     };
+    let initial = from.state.unwrap_or_default();
     let turns = Turns {
-        controller: Controller::new(policy, from.state.unwrap_or_default()),
+        controller: Controller::new(policy, initial.clone()),
+        in_force,
+        good: from.good.map(Arc::new),
+        initial,
+        standing: Arc::clone(standing),
+        alarm: 0.0,
         clock: Arc::clone(clock),
         sources,
         board: Arc::clone(board),

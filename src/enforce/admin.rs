@@ -18,6 +18,8 @@ use crate::enforce::node::Reload;
 use crate::enforce::shared::Shared;
 use crate::enforce::stream::Body;
 use crate::enforce::ticket::Scope;
+use crate::metrics::Detail;
+use crate::metrics::Page;
 use crate::unit::{Dimension, NodeId, TierId};
 use crate::wire::LimitTable;
 
@@ -25,6 +27,8 @@ pub struct Admin {
     pub gate: Arc<Gate>,
     pub token: Option<Secret>,
     pub reload: Reload,
+    pub page: Page,
+    pub detail: Detail,
 }
 
 /// The table as published, and what this node makes of it.
@@ -56,7 +60,7 @@ impl Admin {
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let shared = &self.gate.shared;
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => match metrics::page(shared) {
+            (&Method::GET, "/metrics") => match self.page.get(|| metrics::page(shared, self.detail)) {
                 Ok(text) => typed("text/plain; version=0.0.4", text),
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
@@ -135,8 +139,8 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
-fn typed(kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(full(Bytes::from(bytes)));
+fn typed(kind: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(bytes.into()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

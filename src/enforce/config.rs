@@ -30,9 +30,13 @@ use crate::bounds::CAPS_CONNECTIONS;
 use crate::bounds::CAPS_FIRST_BYTE_WAIT;
 use crate::bounds::CAPS_HEADER_WAIT;
 use crate::bounds::CAPS_IDLE_WAIT;
+use crate::bounds::CAPS_KEEP_ALIVE_WAIT;
 use crate::bounds::CAPS_KEYS;
+use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::metrics::Detail;
+use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
 
 /// Everything a node needs to start.
@@ -52,6 +56,8 @@ pub struct NodeConfig {
     pub admin_token: Option<Secret>,
     pub routing: RoutingConfig,
     pub caps: Caps,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Where tables come from.
@@ -114,8 +120,13 @@ pub struct Caps {
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
+    /// From a head's first byte to its last.
     pub header_seconds: u64,
+    /// Between a client's requests.
+    pub keep_alive_seconds: u64,
     pub body_seconds: u64,
+    /// For a client to take 16 kB of an answer that waits for it.
+    pub write_seconds: u64,
     /// Until a stream begins.
     pub first_byte_seconds: u64,
     /// Until an answer in one piece begins: the whole of it is made before.
@@ -152,6 +163,8 @@ struct ConfigFile {
     routes: Vec<RouteConfig>,
     #[serde(default)]
     caps: Caps,
+    #[serde(default)]
+    metrics_detail: Detail,
 }
 
 // === impl NodeConfig ===
@@ -204,6 +217,7 @@ impl NodeConfig {
             admin_token: secret(&file.admin_token_file).transpose()?,
             routing,
             caps: file.caps,
+            metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
         })
     }
 
@@ -226,6 +240,7 @@ impl NodeConfig {
             admin_token: None,
             routing,
             caps: Caps::default(),
+            metrics: PageOptions::fresh(),
         }
     }
 }
@@ -260,7 +275,9 @@ impl Default for Caps {
             keys: CAPS_KEYS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
             header_seconds: CAPS_HEADER_WAIT.as_secs(),
+            keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),
             body_seconds: CAPS_BODY_WAIT.as_secs(),
+            write_seconds: CAPS_WRITE_WAIT.as_secs(),
             first_byte_seconds: CAPS_FIRST_BYTE_WAIT.as_secs(),
             answer_seconds: CAPS_ANSWER_WAIT.as_secs(),
             idle_seconds: CAPS_IDLE_WAIT.as_secs(),

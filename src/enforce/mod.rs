@@ -18,7 +18,7 @@ mod admin;
 #[cfg(feature = "daemon")]
 mod answer;
 #[cfg(feature = "daemon")]
-mod ask;
+pub mod ask;
 #[cfg(feature = "daemon")]
 mod client;
 #[cfg(feature = "daemon")]
@@ -28,15 +28,17 @@ mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
 #[cfg(feature = "daemon")]
+pub mod framing;
+#[cfg(feature = "daemon")]
 mod gateway;
 #[cfg(feature = "daemon")]
 mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
-mod keyring;
+pub mod keyring;
 #[cfg(feature = "daemon")]
-mod meter;
+pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
 #[cfg(feature = "daemon")]

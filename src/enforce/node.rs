@@ -27,6 +27,7 @@ use crate::enforce::serve::{Bounds, serve};
 use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
+use crate::metrics::Page;
 
 /// Starts nodes.
 pub struct Node;
@@ -96,27 +97,23 @@ impl Node {
             bodies: intake::room(&config.caps),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
-        let header = Duration::from_secs(config.caps.header_seconds.max(1));
+        let bounds = |connections| Bounds::new(&config.caps, connections);
         let (stop, stopped) = watch::channel(false);
         let mut servers = JoinSet::new();
         let handler = Arc::clone(&gate);
-        servers.spawn(serve(
-            proxy,
-            Bounds { connections: config.caps.connections, header },
-            stopped.clone(),
-            move |request| Arc::clone(&handler).handle(request),
-        ));
+        servers.spawn(serve(proxy, bounds(config.caps.connections), stopped.clone(), move |request| {
+            Arc::clone(&handler).handle(request)
+        }));
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
+            page: Page::new(config.metrics.max_age),
+            detail: config.metrics.detail,
         });
-        servers.spawn(serve(
-            admin,
-            Bounds { connections: ADMIN_CONNECTIONS_MAX, header },
-            stopped,
-            move |request| Arc::clone(&operator).handle(request),
-        ));
+        servers.spawn(serve(admin, bounds(ADMIN_CONNECTIONS_MAX), stopped, move |request| {
+            Arc::clone(&operator).handle(request)
+        }));
         let mut followers = JoinSet::new();
         let token = config.controller_token.clone();
         match config.table {

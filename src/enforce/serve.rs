@@ -18,15 +18,30 @@ use tokio::task::JoinSet;
 use crate::bounds::HEAD_BYTES_MAX;
 use crate::bounds::HEADERS_MAX;
 use crate::bounds::NODE_DRAIN;
-use crate::enforce::patient::Patient;
+use crate::enforce::config::Caps;
+use crate::enforce::patient::{Patience, Patient};
 use crate::enforce::stream::Body;
 
 /// What one listener holds and waits for.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub connections: usize,
-    /// A request's head is complete after this, or the connection ends.
-    pub header: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    pub patience: Patience,
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    pub fn new(caps: &Caps, connections: usize) -> Bounds {
+        let seconds = |count: u64| Duration::from_secs(count.max(1));
+        Bounds {
+            connections,
+            idle: seconds(caps.keep_alive_seconds),
+            patience: Patience { head: seconds(caps.header_seconds), write: seconds(caps.write_seconds) },
+        }
+    }
 }
 
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
@@ -53,13 +68,14 @@ where
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        // Without the timer hyper silently has no header timeout.
+        // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
+        // the end of the next head; the head's own, shorter time is the socket's business.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(bounds.header)
+            .header_read_timeout(bounds.idle)
             .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Patient::new(socket)), service);
+            .serve_connection(TokioIo::new(Patient::new(socket, bounds.patience)), service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {

@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn options(&self) -> Options {
-        let source = SourcePolicy::Direct { targets: vec![self.target.clone()] };
+        let source = SourcePolicy::targets(vec![self.target.clone()]);
         Options::new(self.dir.path().join("policies"), self.state(), loader(source, INTERVAL))
     }
 
@@ -78,7 +78,7 @@ async fn a_table_is_on_disk_before_it_is_announced_and_renewed_every_tick() {
     })
     .await;
     assert!(later.stamp > first.stamp);
-    assert_eq!(metric(running.addr, "tidegate_observe_up{pool=\"gpu\"}").await, 1.0);
+    assert_eq!(metric(running.addr, "tidegate_observe_replicas{pool=\"gpu\",state=\"up\"}").await, 1.0);
     assert_eq!(metric(running.addr, "tidegate_policy_last_reload_successful").await, 1.0);
     assert!(metric(running.addr, "tidegate_publish_table_bytes").await > 100.0);
     running.shutdown().await;

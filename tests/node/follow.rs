@@ -64,7 +64,7 @@ async fn wait_for_metric(rig: &Rig, line: &str) {
 async fn keys_are_reloaded_and_a_bad_file_keeps_the_last_good_ones() {
     let dir = tempfile::TempDir::new().unwrap();
     let path = dir.path().join("keys.jsonl");
-    write(&path, format!("{}\n", key_line("key", None)).as_bytes());
+    write(&path, format!("{}\n", key_line(KEY, None)).as_bytes());
     let rig = Rig::with(&table(1, &[]), |config| config.keys = KeySource::File(path.clone())).await;
     assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
     write(&path, b"{\"key_sha256\":\"sk-canary\",\"tier\":\"t\"}\n");

@@ -15,5 +15,6 @@ mod edges;
 mod follow;
 mod openai;
 mod proxy;
+mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;

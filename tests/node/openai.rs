@@ -13,7 +13,7 @@ use tidegate::unit::Dimension;
 const SCRIPT: &str = r#"
 import sys, time, openai
 
-client = openai.OpenAI(base_url=sys.argv[1], api_key="key", max_retries=0, timeout=10)
+client = openai.OpenAI(base_url=sys.argv[1], api_key="canary-key", max_retries=0, timeout=10)
 ask = dict(model="m", messages=[{"role": "user", "content": "Hello"}], max_tokens=20)
 
 answer = client.chat.completions.create(**ask)

@@ -72,8 +72,8 @@ async fn s5_every_way_of_not_being_known_is_the_same_answer() {
         vec![],
         vec![("authorization", "Bearer wrong")],
         vec![("authorization", "Basic a2V5")],
-        vec![("authorization", "Bearer key"), ("authorization", "Bearer key")],
-        vec![("authorization", "Bearer key"), ("x-api-key", "key")],
+        vec![("authorization", "Bearer canary-key"), ("authorization", "Bearer canary-key")],
+        vec![("authorization", "Bearer canary-key"), ("x-api-key", "canary-key")],
     ] {
         let mut request = rig.chat("", false);
         request.headers_mut().remove("authorization");
@@ -261,7 +261,10 @@ async fn h10_half_a_head_and_half_a_body_are_not_waited_for() {
     .await;
     for (text, expected) in [
         ("GET / HTTP/1.1\r\nhost:", ""),
-        ("POST / HTTP/1.1\r\nhost: a\r\nx-api-key: key\r\ncontent-length: 9\r\n\r\nabc", "HTTP/1.1 408"),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\nx-api-key: canary-key\r\ncontent-length: 9\r\n\r\nabc",
+            "HTTP/1.1 408",
+        ),
     ] {
         let mut socket = tokio::net::TcpStream::connect(rig.node.proxy).await.unwrap();
         socket.write_all(text.as_bytes()).await.unwrap();
@@ -352,10 +355,12 @@ async fn the_admin_listener_shows_what_is_in_force() {
     let (status, _, page) = rig.get(admin, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(
-        page.contains("tidegate_enforce_requests_total{model=\"m\",tier=\"t\",verdict=\"admitted\"} 1"),
+        page.contains(
+            "tidegate_enforce_requests_total{pool=\"p\",model=\"m\",tier=\"t\",verdict=\"admitted\"} 1"
+        ),
         "{page}"
     );
-    assert!(page.contains("tidegate_enforce_table{of=\"version\"} 7"), "{page}");
+    assert!(page.contains("tidegate_enforce_table_version 7"), "{page}");
     let mut reload = rig.post("/-/reload", &json!({}));
     *reload.uri_mut() = format!("http://{admin}/-/reload").parse().unwrap();
     let mut granted = reload.clone();

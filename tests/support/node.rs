@@ -33,6 +33,8 @@ use tidegate::unit::{Dimension, Limit, PPM, WorkUnit};
 use tidegate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, UsageReport};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// A credential as no output may show it: whoever finds `canary` in one has found a leak.
+pub const KEY: &str = "canary-key";
 pub type Boxed = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
 pub type Http = Client<HttpConnector, Full<Bytes>>;
 
@@ -235,9 +237,9 @@ pub struct Rig {
     pub http: Http,
 }
 
-/// Keys `key` (account `acme`) and `other`.
+/// Keys [`KEY`] (account `acme`) and `other`.
 pub fn keys() -> String {
-    format!("{}\n{}\n", key_line("key", Some("acme")), key_line("other", None))
+    format!("{}\n{}\n", key_line(KEY, Some("acme")), key_line("other", None))
 }
 
 pub fn routing(urls: &[String]) -> RoutingConfig {
@@ -287,7 +289,7 @@ impl Rig {
 
     pub fn post(&self, path: &str, body: &Value) -> Request<Full<Bytes>> {
         Request::post(format!("http://{}{path}", self.node.proxy))
-            .header("authorization", "Bearer key")
+            .header("authorization", "Bearer canary-key")
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body.to_string())))
             .unwrap()
