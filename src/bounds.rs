@@ -30,6 +30,7 @@ pub enum Whose {
     Server,
     Node,
     Pages,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +148,24 @@ bounds! {
         ABSENCES_MAX: u32, count = 30, "forgotten";
         /// Most instances remembered for one Prometheus.
         INSTANCES_MAX: usize, count = 10_000, "not counted";
+        /// Most warnings kept of one round of a source, and most characters of each.
+        SOURCE_WARNINGS_MAX: usize, count = 8, "not told";
+        /// Longest text of a source that is repeated, characters.
+        SOURCE_TEXT_MAX: usize, count = 300, "cut off";
+        /// Largest file that holds a source's secret, certificate or key.
+        SECRET_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused; the last good one stays";
+        /// Longest that a source is left alone after it asked for that or refused.
+        SOURCE_BACKOFF_MAX: Duration, time = Duration::from_secs(60), "asked again";
+        /// Most targets of one pool, over its list, files and names.
+        TARGETS_MAX: usize, count = 4_096, "left out, and said so";
+        /// Largest `file_sd` file.
+        FILE_SD_BYTES_MAX: usize, bytes = 1 << 20, "refused; what it last said stays";
+        /// Most `file_sd` files of one pool, over its patterns.
+        FILE_SD_FILES_MAX: usize, count = 64, "left out, and said so";
+        /// Longest that one DNS lookup is waited for.
+        LOOKUP_WAIT_MAX: Duration, time = Duration::from_secs(5), "failed; what it last said stays";
+        /// Longest that the addresses of a name are used after its last good lookup.
+        LOOKUP_KEPT_MAX: Duration, time = Duration::from_secs(600), "its targets are forgotten, not said to be gone";
         /// Most replicas remembered for one pool.
         REPLICAS_MAX: usize, count = 16_384, "not counted";
     }
@@ -306,6 +325,16 @@ bounds! {
         /// Most shares of nodes on a metrics page, over all pools.
         SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
     }
+    Process {
+        /// Most times in a row that a task which failed begins anew.
+        TASK_RESTARTS_MAX: u32, count = 5, "the process ends, for its service manager to start it";
+        /// Most runs in a row that end badly under one policy.
+        UNCLEAN_RUNS_MAX: usize, count = 3, "the policy is quarantined: the last good one is started";
+        /// Longest time in which that many bad ends count.
+        UNCLEAN_RUNS_WITHIN: Duration, time = Duration::from_secs(60), "they are forgotten";
+        /// Largest record of runs.
+        RUNS_BYTES_MAX: usize, bytes = 64 << 10, "set aside; the last run counts as one that ended badly";
+    }
 }
 
 // === impl Amount ===
@@ -347,6 +376,7 @@ mod tests {
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
             (Whose::Pages, "Metrics pages"),
+            (Whose::Process, "Processes"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

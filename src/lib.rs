@@ -33,9 +33,10 @@
 //! | [`allocate`] | `unit` | sees a metric or a name |
 //! | [`dashboard`] | nothing | names a metric that no page has |
 //! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
-//! | [`publish`] | `bounds`, `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics` | waits for the controller; admits without a table |
-//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`supervise`] | `bounds` | lets a task end in silence |
+//! | [`publish`] | `bounds`, `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
+//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics`, `supervise` | waits for the controller; admits without a table |
+//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -126,6 +127,8 @@ pub mod policy;
 pub mod publish;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "daemon")]
+pub mod supervise;
 pub mod unit;
 pub mod wire;
 

@@ -21,13 +21,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("allocate", &["unit"]),
     ("dashboard", &[]),
     ("metrics", &["bounds", "unit"]),
-    ("publish", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire", "metrics"]),
+    ("supervise", &["bounds"]),
+    ("publish", &["bounds", "unit", "wire", "supervise"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics", "supervise"]),
     (
         "control",
         &[
-            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "metrics",
+            "bounds",
+            "unit",
+            "wire",
+            "policy",
+            "observe",
+            "estimate",
+            "decide",
+            "allocate",
+            "metrics",
             "publish",
+            "supervise",
         ],
     ),
     (
@@ -48,12 +58,15 @@ const CLOCKS: &[&str] =
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/disk.rs",
     "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",
+    "control/runs.rs",
     "control/turn.rs",
+    "control/unfit.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
     "demo/mod.rs",
@@ -80,6 +93,8 @@ const SHELLS: &[&str] = &[
     "enforce/stream.rs",
     "metrics/mod.rs",
     "metrics/process.rs",
+    "observe/access.rs",
+    "observe/discover.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",
@@ -94,6 +109,9 @@ const SHELLS: &[&str] = &[
     "publish/peer.rs",
     "publish/server.rs",
     "publish/token.rs",
+    "supervise/failpoint.rs",
+    "supervise/mod.rs",
+    "supervise/notify.rs",
 ];
 
 /// What reads a clock.

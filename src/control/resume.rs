@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::control::history;
-use crate::control::reload::{Loaded, Loader, load_last_good};
+use crate::control::reload::{LAST_GOOD, Loaded, Loader, PROVEN, load_policy};
 use crate::control::standing::Origin;
 use crate::control::{PoolState, State, Tick};
 use crate::estimate::Nodes;
@@ -28,6 +28,9 @@ pub struct Entry<'a> {
     policy: &'a str,
     /// Why these: an operator's rollback is written here, with every table made under it.
     origin: &'a Origin,
+    /// Digest of a policy that is not started again; three runs ended badly under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantined: Option<&'a str>,
     round: RoundEntry<'a>,
     tick: &'a Tick,
     state: StateEntry<'a>,
@@ -77,7 +80,7 @@ pub struct Resumed {
 impl<'a> Entry<'a> {
     pub fn new(
         policy: &'a str,
-        origin: &'a Origin,
+        (origin, quarantined): (&'a Origin, Option<&'a str>),
         round: &'a Round,
         tick: &'a Tick,
         state: &'a State,
@@ -88,6 +91,7 @@ impl<'a> Entry<'a> {
             now: tick.now,
             policy,
             origin,
+            quarantined,
             round: RoundEntry {
                 pools: &round.pools,
                 reported: round.usage.iter().map(|report| &report.node).collect(),
@@ -150,7 +154,7 @@ pub struct First {
 /// # Errors
 /// Neither the directory nor the state has a policy that passes; every diagnostic.
 pub fn first_policy(contents: Contents, state: &Path, loader: &Loader) -> Result<First, String> {
-    let good = load_last_good(state, loader);
+    let good = load_policy(state, LAST_GOOD, loader);
     if let Some(loaded) = held(&contents, state, loader) {
         return Ok(First { loaded, refused: None, good: None });
     }
@@ -162,10 +166,18 @@ pub fn first_policy(contents: Contents, state: &Path, loader: &Loader) -> Result
         }
         Err(diagnostics) => diagnostics,
     };
+    let mut reasons = diagnostics.clone();
     match good {
+        Ok(Some(loaded)) => return Ok(First { loaded, refused: Some(diagnostics), good: None }),
+        Ok(None) => {}
+        Err(stored) => {
+            reasons = format!("{reasons}\nand the last good policy cannot be used: {stored}");
+        }
+    }
+    match load_policy(state, PROVEN, loader) {
         Ok(Some(loaded)) => Ok(First { loaded, refused: Some(diagnostics), good: None }),
-        Ok(None) => Err(diagnostics),
-        Err(stored) => Err(format!("{diagnostics}\nand the last good policy cannot be used: {stored}")),
+        Ok(None) => Err(reasons),
+        Err(stored) => Err(format!("{reasons}\nand the proven policy cannot be used: {stored}")),
     }
 }
 

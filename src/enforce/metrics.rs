@@ -15,6 +15,7 @@ use crate::metrics::Family;
 use crate::metrics::Folding;
 use crate::metrics::RowName;
 use crate::metrics::Sheet;
+use crate::supervise::panics;
 use crate::unit::{Dimension, Instant, NodeId, PPM};
 use crate::wire::Held;
 use crate::wire::PoolUsage;
@@ -75,6 +76,8 @@ const REFUSALS: [&str; 13] = [
     "no_table",
 ];
 
+const PANICS: Family<0> =
+    Family::counter("tidegate_enforce_panics_total", "Panics, whatever they ended.", []);
 const NODE: Family<1> =
     Family::gauge("tidegate_enforce_node_info", "The name that shares are given to.", ["node"]);
 const REQUESTS: Family<4> = Family::counter(
@@ -142,6 +145,7 @@ pub fn page(shared: &Shared, detail: Detail) -> Result<Vec<u8>, prometheus::Erro
     if let Some(held) = held {
         table(&mut sheet, &held, shared.cell.now(), &shared.node, detail);
     }
+    sheet.add(&PANICS, [([], panics() as f64)]);
     sheet.encode()
 }
 

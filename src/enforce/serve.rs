@@ -21,14 +21,17 @@ use crate::bounds::NODE_DRAIN;
 use crate::enforce::config::Caps;
 use crate::enforce::patient::{Patience, Patient};
 use crate::enforce::stream::Body;
+use crate::supervise::{Beat, failpoint};
 
 /// What one listener holds and waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     pub connections: usize,
     /// Between requests.
     pub idle: Duration,
     pub patience: Patience,
+    /// Shows that the listener's loop turns.
+    pub beat: Beat,
 }
 
 // === impl Bounds ===
@@ -40,6 +43,7 @@ impl Bounds {
             connections,
             idle: seconds(caps.keep_alive_seconds),
             patience: Patience { head: seconds(caps.header_seconds), write: seconds(caps.write_seconds) },
+            beat: Beat::default(),
         }
     }
 }
@@ -54,10 +58,13 @@ where
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
+        bounds.beat.turned();
+        failpoint("accept", "node");
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &room) => accepted,
+            () = bounds.beat.due() => continue,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
         };
         // Under a flood of connections there is always one more to accept.

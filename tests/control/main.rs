@@ -11,6 +11,7 @@
 
 mod edits;
 mod http;
+mod metrics;
 mod observe;
 mod policies;
 mod presets;
