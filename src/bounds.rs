@@ -236,6 +236,8 @@ bounds! {
         CAPS_BODY_BYTES: usize, bytes = 8 << 20, "413";
         /// All bodies of requests in memory together, unless `caps.bodies_bytes` says otherwise.
         CAPS_BODIES_BYTES: usize, bytes = 512 << 20, "503 with Retry-After";
+        /// All of answers in memory together, kept to read their usage, unless `caps.answers_bytes` says otherwise.
+        CAPS_ANSWERS_BYTES: usize, bytes = 256 << 20, "passed on unread; the reservation stays as it is";
         /// Most connections of clients at a time, unless `caps.connections` says otherwise.
         CAPS_CONNECTIONS: usize, count = 10_000, "they wait to be accepted";
         /// Most keys with counters of their own, unless `caps.keys` says otherwise.
@@ -264,6 +266,12 @@ bounds! {
         KEY_BYTES_MAX: usize, bytes = 512, "401";
         /// Furthest that the time of a table's file may lie ahead.
         FILE_SKEW_MAX: Duration, time = Duration::from_secs(2), "its age cannot be told: limits begin at `safe`";
+        /// Sources of requests without a valid key that are told apart.
+        STRANGER_CELLS: usize, count = 4_096, "they share counts";
+        /// Most requests without a valid key of one source at a time.
+        STRANGER_ATTEMPTS_MAX: u32, count = 200, "401 as before, and the connection is closed unread";
+        /// Until one more of those requests is forgotten.
+        STRANGER_PAUSE: Duration, time = Duration::from_millis(50), "no attempt is sooner forgotten";
         /// Names a node has ever seen in tables.
         ROW_NAMES_MAX: usize, count = 2 * TABLE_ENTRIES_MAX, "a table that brings more is refused";
         /// Most slots looked at for one that may be forgotten, per new key.
@@ -278,6 +286,10 @@ bounds! {
         UNWANTED_BYTES_MAX: usize, bytes = 256 << 10, "the connection is closed";
         /// Longest that a body that nobody wants is read.
         UNWANTED_TIME_MAX: Duration, time = Duration::from_secs(2), "the connection is closed";
+        /// Deepest nesting of a JSON body.
+        JSON_DEPTH_MAX: usize, count = 64, "400";
+        /// Most names of fields in a JSON body, of all its objects together.
+        JSON_NAMES_MAX: usize, count = 100_000, "400";
         /// Largest number of output tokens or images that a request may ask for.
         OUTPUT_MAX: u64, count = 10_000_000, "400";
         /// Most choices that a request may ask for.

@@ -238,6 +238,20 @@ fn every_room_is_on_the_map_and_every_exception_is_one() {
     }
 }
 
+/// The programs and libraries of the product and of the fuzz targets; not the targets, which
+/// libFuzzer calls by an exported symbol.
+#[test]
+fn every_crate_of_ours_forbids_unsafe_code() {
+    for root in ["src/lib.rs", "src/main.rs", "fuzz/lib.rs"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(root)).unwrap();
+        assert!(text.lines().any(|line| line == "#![forbid(unsafe_code)]"), "{root} may hold unsafe code");
+    }
+    // Tests and benchmarks are crates too: the manifest forbids it for all of them.
+    let manifest = include_str!("../Cargo.toml");
+    let lints = manifest.split_once("[lints.rust]").unwrap().1;
+    assert!(lints.lines().any(|line| line == "unsafe_code = \"forbid\""), "{lints}");
+}
+
 #[test]
 fn a_backward_import_is_found() {
     let found = scan("estimate/mod.rs", "//! x\nuse crate::enforce::Limiter;\n");

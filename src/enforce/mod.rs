@@ -48,9 +48,12 @@ mod patient;
 #[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
+pub mod room;
+#[cfg(feature = "daemon")]
 mod serve;
 #[cfg(feature = "daemon")]
 mod shared;
+mod strangers;
 #[cfg(feature = "daemon")]
 mod stream;
 #[cfg(feature = "daemon")]

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ impl Bounds {
     }
 }
 
+/// Where a request's connection comes from, among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Source(pub IpAddr);
+
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
 pub async fn serve<H, F>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, handle: H)
 where
@@ -69,20 +74,15 @@ where
         };
         // Under a flood of connections there is always one more to accept.
         while tasks.try_join_next().is_some() {}
-        let Some((socket, permit)) = accepted else { continue };
+        let Some((socket, source, permit)) = accepted else { continue };
         let handle = handle.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Source(source));
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
-        // the end of the next head; the head's own, shorter time is the socket's business.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(bounds.idle)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Patient::new(socket, bounds.patience)), service);
+        let socket = TokioIo::new(Patient::new(socket, bounds.patience));
+        let connection = http(bounds.idle).serve_connection(socket, service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -97,12 +97,27 @@ where
     }
 }
 
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+/// How every connection is read, wherever it comes from.
+pub fn http(idle: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
+    // the end of the next head; the head's own, shorter time is the socket's business.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    http
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((socket, _)) => {
+        Ok((socket, from)) => {
             let _ = socket.set_nodelay(true);
-            Some((socket, permit))
+            Some((socket, from.ip(), permit))
         }
         Err(error) => {
             // Out of descriptors, most likely: pause instead of spinning.

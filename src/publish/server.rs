@@ -73,13 +73,8 @@ impl Server {
     ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting = tokio::spawn(accept(
-            listener,
-            tls.map(Handshakes::new),
-            Arc::clone(&board),
-            stopped,
-            connections_max,
-        ));
+        let tls = tls.map(Handshakes::new);
+        let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&board), stopped, connections_max));
         Ok(Server { addr, stop, accepting, board })
     }
 

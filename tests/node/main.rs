@@ -12,6 +12,7 @@
 mod away;
 mod cli;
 mod edges;
+mod flood;
 mod follow;
 mod openai;
 mod proxy;
