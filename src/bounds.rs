@@ -29,6 +29,8 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Pages,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +80,8 @@ bounds! {
         POLICY_FILE_BYTES_MAX: usize, bytes = 1 << 20, "refused before it is parsed; the last good policy stays";
         /// Most policy files of one directory.
         POLICY_FILES_MAX: usize, count = 256, "the directory is refused; the last good policy stays";
+        /// Most bytes of all policy files of one directory.
+        POLICY_DIRECTORY_BYTES_MAX: usize, bytes = 16 << 20, "refused before it is parsed; the last good policy stays";
         /// Most directory entries looked at for a change.
         DIRECTORY_ENTRIES_MAX: usize, count = 10_000, "the directory is refused; the last good policy stays";
         /// Deepest nesting of mappings and lists in a policy.
@@ -98,8 +102,26 @@ bounds! {
         CANDIDATES_MAX: usize, count = 2_000, "no suggestion is made";
         /// Longest source line quoted in a diagnostic.
         QUOTED_LINE_BYTES_MAX: usize, bytes = 4_096, "named by line and column only";
-        /// Least time for which a policy directory must be unchanged before it is read.
+        /// Least time between two reads of the policy directory that must be equal.
         SETTLED_AFTER: Duration, time = Duration::from_millis(500), "an edit still under way is waited for";
+        /// Longest that the policy directory is not read, whatever it looks like.
+        UNREAD_MAX: Duration, time = Duration::from_secs(5), "read";
+        /// Longest that a request to reload waits for a directory that keeps changing.
+        UNSETTLED_MAX: Duration, time = Duration::from_secs(5), "400; the edit is read once it has settled";
+        /// Most requests to reload that wait for one reading.
+        RELOADS_WAITING_MAX: usize, count = 16, "they wait for the next reading";
+        /// Most lines that say which limits an edit widens.
+        WIDENED_SHOWN_MAX: usize, count = 50, "counted, not shown";
+        /// Most bytes of diagnostics in the status.
+        DIAGNOSTICS_BYTES_SHOWN_MAX: usize, bytes = 64 << 10, "in the log only";
+        /// Most policies in quarantine.
+        QUARANTINE_MAX: usize, count = 16, "the oldest may be tried again";
+        /// Most former policies kept to go back to.
+        KEPT_POLICIES_MAX: usize, count = 16, "the oldest is given up";
+        /// Most bytes of former policies kept to go back to.
+        KEPT_BYTES_MAX: usize, bytes = 64 << 20, "the oldest is given up";
+        /// Largest note of a policy that is held.
+        HELD_NOTE_BYTES_MAX: usize, bytes = 4 << 10, "the note does not count";
         /// Largest kept copy of the last good policy.
         LAST_GOOD_BYTES_MAX: usize, bytes = 64 << 20, "not kept, and said so; a start needs a valid policy";
     }
@@ -254,6 +276,12 @@ bounds! {
         CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
         /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
         WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
+        /// Shortest pause after a connection that could not be accepted.
+        ACCEPT_PAUSE_MIN: Duration, time = Duration::from_millis(50), "no attempt is sooner";
+        /// Longest pause after connections that could not be accepted.
+        ACCEPT_PAUSE_MAX: Duration, time = Duration::from_secs(1), "no pause is longer";
+        /// Largest head of an upstream's answer, and what is read ahead of its body.
+        UPSTREAM_BUFFER_BYTES_MAX: usize, bytes = 64 << 10, "502";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
         /// Longest that the controller's answer is waited for.
@@ -270,6 +298,26 @@ bounds! {
         LAST_REPORT_WAIT_MAX: Duration, time = Duration::from_secs(2), "dropped";
         /// Longest that an upstream replica which refused a connection is passed over.
         UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
+    }
+    Pages {
+        /// Longest that a metrics page is answered from memory: it is encoded once in this time.
+        PAGE_MAX_AGE: Duration, time = Duration::from_secs(1), "encoded anew";
+        /// Most rows of model and tier on a metrics page.
+        ROWS_SHOWN_MAX: usize, count = 2_048, "summed as `other`";
+        /// Most pools on a metrics page.
+        POOLS_SHOWN_MAX: usize, count = 256, "left out";
+        /// Most shares of nodes on a metrics page, over all pools.
+        SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
+    }
+    Process {
+        /// Most times in a row that a task which failed begins anew.
+        TASK_RESTARTS_MAX: u32, count = 5, "the process ends, for its service manager to start it";
+        /// Most runs in a row that end badly under one policy.
+        UNCLEAN_RUNS_MAX: usize, count = 3, "the policy is quarantined: the last good one is started";
+        /// Longest time in which that many bad ends count.
+        UNCLEAN_RUNS_WITHIN: Duration, time = Duration::from_secs(60), "they are forgotten";
+        /// Largest record of runs.
+        RUNS_BYTES_MAX: usize, bytes = 64 << 10, "set aside; the last run counts as one that ended badly";
     }
 }
 
@@ -311,6 +359,8 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Pages, "Metrics pages"),
+            (Whose::Process, "Processes"),
         ];
         for (whose, heading) in headings {
             write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")

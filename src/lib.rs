@@ -31,9 +31,12 @@
 //! | [`estimate`] | `bounds`, `unit`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
-//! | [`publish`] | `bounds`, `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `bounds`, `unit`, `wire` | waits for the controller; admits without a table |
-//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`dashboard`] | nothing | names a metric that no page has |
+//! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
+//! | [`supervise`] | `bounds` | lets a task end in silence |
+//! | [`publish`] | `bounds`, `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
+//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics`, `supervise` | waits for the controller; admits without a table |
+//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -104,6 +107,8 @@ pub mod allocate;
 pub mod bounds;
 #[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "daemon")]
+pub mod dashboard;
 #[cfg(feature = "control")]
 pub mod decide;
 #[cfg(feature = "daemon")]
@@ -111,6 +116,8 @@ pub mod demo;
 pub mod enforce;
 #[cfg(feature = "control")]
 pub mod estimate;
+#[cfg(feature = "daemon")]
+pub mod metrics;
 #[cfg(feature = "control")]
 pub mod observe;
 #[cfg(feature = "control")]
@@ -119,6 +126,8 @@ pub mod policy;
 pub mod publish;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "daemon")]
+pub mod supervise;
 pub mod unit;
 pub mod wire;
 

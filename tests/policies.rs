@@ -95,7 +95,7 @@ fn the_reference_means_what_its_comments_say() {
     assert_eq!(policy.interval, Duration::from_secs(2));
     let llama = &policy.pools["llama"];
     assert_eq!((llama.output_cost, llama.slo), (OutputCost::Stated(4.0), Duration::from_secs(1)));
-    assert!(matches!(&llama.source, SourcePolicy::Direct { targets } if targets.len() == 2));
+    assert!(matches!(&llama.source, SourcePolicy::Direct { targets, .. } if targets.fixed.len() == 2));
     let mistral = &policy.pools["mistral"];
     assert_eq!(mistral.output_cost, OutputCost::Learned);
     assert_eq!(mistral.signals.ready, ["up{job=\"mistral\"}"]);

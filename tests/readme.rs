@@ -175,7 +175,7 @@ fn flags_and_variables_are_those_of_the_help() {
     let ours: Vec<&str> = text.lines().filter(|line| !line.contains("cargo ")).collect();
     let mut flags = Names::new();
     let mut variables = Names::new();
-    for verb in ["check", "control", "enforce", "demo"] {
+    for verb in ["check", "control", "enforce", "demo", "dashboard"] {
         let help = help(verb);
         flags.extend(words(&help, "--", flag));
         variables.extend(words(&help, "TIDEGATE_", variable));
@@ -220,7 +220,11 @@ fn endpoints_are_those_of_the_code() {
 #[test]
 fn metrics_are_those_of_the_code() {
     let name = |c: char| c.is_ascii_lowercase() || c == '_';
-    let mut code: Names = (read("src/control/metrics.rs") + &read("src/control/conclusions.rs"))
+    let declared =
+        ["src/control/metrics.rs", "src/control/families.rs", "src/enforce/metrics.rs", "src/metrics/mod.rs"];
+    let mut code: Names = declared
+        .map(read)
+        .concat()
         .split('"')
         .filter(|text| text.starts_with("tidegate_") && text.chars().all(name))
         .map(str::to_owned)
@@ -229,8 +233,6 @@ fn metrics_are_those_of_the_code() {
     let counts = node.split("counts! {").nth(1).unwrap().split('}').next().unwrap();
     let counted = counts.lines().filter_map(|line| line.trim().split_once(": \""));
     code.extend(counted.map(|(count, _)| format!("tidegate_enforce_{count}_total")));
-    let opened = node.split("opts(\"").skip(1).filter_map(|rest| rest.split('"').next());
-    code.extend(opened.map(|opened| format!("tidegate_enforce_{opened}")));
     assert!(code.len() > 25, "{code:?}");
     same("metrics", &words(&readme(), "tidegate_", name), &code);
 }
@@ -255,9 +257,14 @@ fn reasons_and_state_files_are_those_of_the_code() {
     };
     same("reasons", &first(&section("## How a limit is decided")), &code);
     let mut sources = String::new();
-    for file in
-        ["publish/file.rs", "publish/journal.rs", "publish/lock.rs", "publish/token.rs", "control/reload.rs"]
-    {
+    for file in [
+        "publish/file.rs",
+        "publish/journal.rs",
+        "publish/lock.rs",
+        "publish/token.rs",
+        "control/reload.rs",
+        "control/runs.rs",
+    ] {
         sources.push_str(&read(&format!("src/{file}")));
     }
     let files = first(&section("### State directory of the controller"));

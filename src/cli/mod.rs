@@ -2,7 +2,9 @@
 
 mod check;
 mod control;
+mod dashboard;
 mod demo;
+mod descriptors;
 mod enforce;
 mod log;
 
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
-use tidegate::control::metrics::REVISION;
+use tidegate::metrics::REVISION;
 
 /// Dynamic, load-aware rate limits.
 #[derive(Parser)]
@@ -30,6 +32,8 @@ enum Verb {
     Enforce(enforce::Args),
     /// Watch limits follow load, on an embedded cluster.
     Demo(demo::Args),
+    /// Print the Grafana dashboard, or the alerting rules.
+    Dashboard(dashboard::Args),
 }
 
 /// The version, and the commit where the build was told it.
@@ -48,6 +52,7 @@ pub fn run() -> ExitCode {
         Verb::Control(args) => control::run(args),
         Verb::Enforce(args) => enforce::run(args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Dashboard(args) => dashboard::run(args),
     };
     match outcome {
         Ok(code) => code,

@@ -1,29 +1,37 @@
-//! The controller's own metrics. Names carry the room they come from; labels carry nothing that a
-//! client chooses.
+//! The controller's own metrics: what is counted as it happens, and the last turn, from which
+//! [`families`](crate::control::families) draws the rest of the page.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus::{
-    Encoder, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
-use crate::control::conclusions::Conclusions;
+use crate::control::families;
+use crate::metrics::Page;
+use crate::metrics::PageOptions;
+use crate::metrics::Sheet;
 use crate::observe::Outcome;
+use crate::observe::PoolRound;
 use crate::observe::Round;
-use crate::unit::{Instant, NodeId, PoolId};
+use crate::supervise::panics;
+use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
 use crate::wire::Stamp;
-
-/// The commit of this build, where whoever built it said so in the environment:
-/// `TIDEGATE_REVISION=$(git rev-parse --short=12 HEAD) cargo build`.
-pub const REVISION: Option<&str> = option_env!("TIDEGATE_REVISION");
 
 /// A node that did not report for this many intervals is silent: its demand counts no more.
 const NODE_SILENT_INTERVALS: u32 = 5;
 /// A silent node is forgotten after this long, seconds.
 const NODE_FORGOTTEN_AFTER: f64 = 600.0;
+/// Of a turn's length, seconds: sources have one, the disk has the rest.
+const TURN_BUCKETS: [f64; 8] = [0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 5.0, 10.0];
+
+/// Parts of a full table above which an alarm is on, and their labels.
+pub const TABLE_ALARMS: [(f64, &str); 2] = [(0.5, "0.5"), (0.8, "0.8")];
 
 /// How a table is handed on; the label of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,22 +44,26 @@ pub enum Channel {
 
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    options: PageOptions,
+    page: Arc<Page>,
+    latest: Arc<Mutex<Latest>>,
     registry: Registry,
     ticks: IntCounter,
-    up: IntGaugeVec,
-    replicas: IntGaugeVec,
-    source_failed: IntGaugeVec,
-    age: GaugeVec,
+    turn: Histogram,
+    panics: IntCounter,
     epoch: IntGauge,
     version: IntGauge,
     tick: IntGauge,
     table_bytes: IntGauge,
     durable: IntGauge,
+    lag: Gauge,
     publish_failures: IntCounterVec,
+    quarantined: IntGauge,
     reload_successful: IntGauge,
     reload_failures: IntCounter,
-    nodes: IntGaugeVec,
-    conclusions: Conclusions,
+    policy_held: IntGauge,
+    turns_failed: IntCounter,
+    table_alarm: IntGaugeVec,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -61,22 +73,40 @@ pub struct Seen {
     nodes: BTreeMap<NodeId, (Instant, Option<Stamp>)>,
 }
 
+/// The last turn: what a page is drawn from.
+#[derive(Debug)]
+pub struct Latest {
+    pub signals: BTreeMap<PoolId, Signals>,
+    pub tick: Option<Tick>,
+    /// Nodes by state.
+    pub nodes: [(&'static str, u64); 3],
+    /// Of the page alone: it goes on when the loop does not.
+    clock: SystemClock,
+    round_at: Instant,
+    announced_at: Option<Instant>,
+}
+
+/// One pool's sources in the last round.
+#[derive(Clone, Debug, Default)]
+pub struct Signals {
+    pub up: u64,
+    pub down: u64,
+    pub silent: u64,
+    pub source_up: bool,
+    /// Of the newest reading when the round ended, seconds.
+    pub age: Option<f64>,
+    /// Since the pool is in the policy, by kind.
+    pub failures: [(&'static str, u64); 3],
+}
+
 // === impl Metrics ===
 
 impl Metrics {
     /// # Errors
     /// Never with these names; the library wants it said.
-    pub fn new() -> Result<Metrics, prometheus::Error> {
+    pub fn new(options: PageOptions) -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
-        let info = gauges(
-            r,
-            "tidegate_build_info",
-            "Version and revision of this build.",
-            &["version", "revision"],
-        )?;
-        let revision = REVISION.unwrap_or("unknown");
-        info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
         let failures =
             Opts::new("tidegate_publish_failures_total", "Tables that could not be handed to a channel.");
         let publish_failures = IntCounterVec::new(failures, &["channel"])?;
@@ -84,18 +114,23 @@ impl Metrics {
         for channel in [Channel::Journal, Channel::File, Channel::Validate] {
             publish_failures.with_label_values(&[channel.name()]);
         }
-        let pool = &["pool"];
+        let filled =
+            "1 while the table fills more than this part of what nodes take (bytes, rows or shares).";
+        let table_alarm = IntGaugeVec::new(Opts::new("tidegate_publish_table_alarm", filled), &["above"])?;
+        r.register(Box::new(table_alarm.clone()))?;
+        let turn = HistogramOpts::new(
+            "tidegate_control_turn_duration_seconds",
+            "Length of a turn: sources read, decided, on disk, announced.",
+        );
+        let turn = Histogram::with_opts(turn.buckets(TURN_BUCKETS.to_vec()))?;
+        r.register(Box::new(turn.clone()))?;
         Ok(Metrics {
+            options,
+            page: Arc::new(Page::new(options.max_age)),
+            latest: Arc::default(),
+            panics: counter(r, "tidegate_control_panics_total", "Panics, whatever they ended.")?,
             ticks: counter(r, "tidegate_control_ticks_total", "Turns of the control loop.")?,
-            up: gauges(r, "tidegate_observe_up", "Replicas that reported in the last round.", pool)?,
-            replicas: gauges(r, "tidegate_observe_replicas", "Replicas known to the source.", pool)?,
-            source_failed: gauges(
-                r,
-                "tidegate_observe_source_failed",
-                "1 while the pool's source as a whole cannot be read.",
-                pool,
-            )?,
-            age: reals(r, "tidegate_observe_age_seconds", "Age of the newest reading.", pool)?,
+            turn,
             epoch: gauge(r, "tidegate_publish_epoch", "Epoch of the table in force.")?,
             version: gauge(r, "tidegate_publish_version", "Version of the table in force.")?,
             tick: gauge(r, "tidegate_publish_tick", "Tick of the table in force.")?,
@@ -103,9 +138,20 @@ impl Metrics {
             durable: gauge(
                 r,
                 "tidegate_publish_last_write_successful",
-                "0 while the state directory cannot be written and the last good table is served.",
+                "0 while the state directory cannot be written: a restart will not know the tables of \
+                 this time.",
+            )?,
+            lag: real(
+                r,
+                "tidegate_publish_lag_seconds",
+                "From sealing a table to announcing it; grows while the state directory does not answer.",
             )?,
             publish_failures,
+            quarantined: gauge(
+                r,
+                "tidegate_control_policy_quarantined",
+                "1 while the last good policy is in force because runs under a later one ended badly.",
+            )?,
             reload_successful: gauge(
                 r,
                 "tidegate_policy_last_reload_successful",
@@ -116,63 +162,83 @@ impl Metrics {
                 "tidegate_policy_reload_failures_total",
                 "Policy edits that were refused.",
             )?,
-            nodes: gauges(
+            policy_held: gauge(
                 r,
-                "tidegate_nodes",
-                "Nodes by state: current (reports, has the version in force), behind (reports, has an \
-                 earlier one), silent.",
-                &["state"],
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
             )?,
-            conclusions: Conclusions::new(r)?,
+            turns_failed: counter(
+                r,
+                "tidegate_control_turns_failed_total",
+                "Turns that made no table: the policy could not be stepped.",
+            )?,
+            table_alarm,
             registry,
         })
     }
 
     /// The page at `/metrics`.
-    pub fn page(&self) -> Vec<u8> {
-        let mut page = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
+    pub fn page(&self) -> Bytes {
+        self.panics.inc_by(panics().saturating_sub(self.panics.get()));
+        let page = self.page.get(|| {
+            let mut sheet = Sheet::default();
+            sheet.gathered(self.registry.gather());
+            self.look(|latest| {
+                families::observe(&mut sheet, latest);
+                if let Some(tick) = &latest.tick {
+                    families::estimate(&mut sheet, tick);
+                    families::decide(&mut sheet, tick);
+                    families::rows(&mut sheet, tick, self.options.detail);
+                }
+                families::publish(&mut sheet, latest);
+            });
+            sheet.encode()
+        });
+        page.unwrap_or_else(|error| {
             tracing::error!(%error, "the metrics page could not be written");
-        }
-        page
+            Bytes::new()
+        })
     }
 
-    /// A pool that left the policy leaves the page.
-    pub fn forget_pools(&self) {
-        for gauges in [&self.up, &self.replicas, &self.source_failed] {
-            gauges.reset();
-        }
-        self.age.reset();
-        self.conclusions.reset();
+    fn look<T>(&self, look: impl FnOnce(&mut Latest) -> T) -> T {
+        look(&mut self.latest.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn observe_round(&self, seen: &mut Seen, now: Instant, round: &Round) {
-        seen.newest.retain(|pool, _| round.pools.contains_key(pool));
         for (id, pool) in &round.pools {
-            let label = &[id.as_str()];
-            let up = pool.replicas.iter().filter(|reading| matches!(reading.outcome, Outcome::Up(_)));
-            let newest = up.clone().map(|reading| reading.at).max();
-            self.up.with_label_values(label).set(int(up.count()));
-            self.replicas.with_label_values(label).set(int(pool.replicas.len()));
-            self.source_failed.with_label_values(label).set(i64::from(pool.failed.is_some()));
-            let known = seen.newest.get(id).copied().max(newest);
-            if let Some(at) = known {
+            let newest = pool.replicas.iter().filter_map(|reading| match reading.outcome {
+                Outcome::Up(_) => Some(reading.at),
+                _ => None,
+            });
+            if let Some(at) = seen.newest.get(id).copied().max(newest.max()) {
                 seen.newest.insert(id.clone(), at);
-                self.age.with_label_values(label).set(now.seconds_since(at));
             }
         }
+        seen.newest.retain(|pool, _| round.pools.contains_key(pool));
         for report in &round.usage {
             if seen.nodes.len() < METRIC_NODES_MAX || seen.nodes.contains_key(&report.node) {
                 seen.nodes.insert(report.node.clone(), (now, report.applied));
             }
         }
         seen.nodes.retain(|_, (at, _)| now.seconds_since(*at) < NODE_FORGOTTEN_AFTER);
+        self.look(|latest| {
+            latest.round_at = latest.clock.now();
+            let mut before = std::mem::take(&mut latest.signals);
+            latest.signals = round
+                .pools
+                .iter()
+                .map(|(id, pool)| {
+                    let age = seen.newest.get(id).map(|at| now.seconds_since(*at));
+                    (id.clone(), before.remove(id).unwrap_or_default().next(pool, age))
+                })
+                .collect();
+        });
     }
 
     /// What the controller concluded.
     pub fn observe_tick(&self, tick: &Tick) {
         self.ticks.inc();
-        self.conclusions.observe(tick);
+        self.look(|latest| latest.tick = Some(tick.clone()));
     }
 
     /// A table was announced.
@@ -199,13 +265,47 @@ impl Metrics {
                 behind += 1;
             }
         }
-        for (state, count) in [("current", current), ("behind", behind), ("silent", silent)] {
-            self.nodes.with_label_values(&[state]).set(count);
+        self.look(|latest| {
+            latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
+            latest.announced_at = Some(latest.clock.now());
+        });
+    }
+
+    /// A turn has ended, whatever came of it.
+    pub fn turned(&self, took: Duration) {
+        self.turn.observe(took.as_secs_f64());
+    }
+
+    /// How much of what a consumer takes the table fills.
+    pub fn table_filled(&self, part: f64) {
+        for (above, label) in TABLE_ALARMS {
+            self.table_alarm.with_label_values(&[label]).set(i64::from(part > above));
         }
+    }
+
+    /// A former policy is held in force by an operator, or is no longer.
+    pub fn held(&self, held: bool) {
+        self.policy_held.set(i64::from(held));
+        if held {
+            self.reload_successful.set(0);
+        }
+    }
+
+    /// A turn made no table.
+    pub fn turn_failed(&self) {
+        self.turns_failed.inc();
     }
 
     pub fn durable(&self, durable: bool) {
         self.durable.set(i64::from(durable));
+    }
+
+    pub fn lag(&self, lag: Duration) {
+        self.lag.set(lag.as_secs_f64());
+    }
+
+    pub fn quarantined(&self, quarantined: bool) {
+        self.quarantined.set(i64::from(quarantined));
     }
 
     pub fn publish_failed(&self, channel: Channel) {
@@ -214,9 +314,58 @@ impl Metrics {
 
     pub fn reloaded(&self, successful: bool) {
         self.reload_successful.set(i64::from(successful));
-        if !successful {
+        if successful {
+            self.policy_held.set(0);
+        } else {
             self.reload_failures.inc();
         }
+    }
+}
+
+// === impl Latest ===
+
+impl Default for Latest {
+    fn default() -> Latest {
+        Latest {
+            signals: BTreeMap::new(),
+            tick: None,
+            nodes: [("current", 0), ("behind", 0), ("silent", 0)],
+            clock: SystemClock::starting_at(Instant::ZERO),
+            round_at: Instant::ZERO,
+            announced_at: None,
+        }
+    }
+}
+
+impl Latest {
+    /// Seconds since the last round.
+    pub fn since_round(&self) -> f64 {
+        self.clock.now().seconds_since(self.round_at)
+    }
+
+    /// Seconds since a table was announced.
+    pub fn since_announced(&self) -> Option<f64> {
+        Some(self.clock.now().seconds_since(self.announced_at?))
+    }
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// The same pool, one round later.
+    fn next(self, round: &PoolRound, age: Option<f64>) -> Signals {
+        let (mut up, mut down, mut silent) = (0, 0, 0);
+        for reading in &round.replicas {
+            match reading.outcome {
+                Outcome::Up(_) => up += 1,
+                Outcome::Down(_) => down += 1,
+                Outcome::Silent(_) => silent += 1,
+            }
+        }
+        let [(_, downs), (_, silents), (_, sources)] = self.failures;
+        let failed = u64::from(round.failed.is_some());
+        let failures = [("down", downs + down), ("silent", silents + silent), ("source", sources + failed)];
+        Signals { up, down, silent, source_up: failed == 0, age, failures }
     }
 }
 
@@ -248,26 +397,10 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, promet
     Ok(gauge)
 }
 
-pub(super) fn gauges(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<IntGaugeVec, prometheus::Error> {
-    let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(gauges.clone()))?;
-    Ok(gauges)
-}
-
-pub(super) fn reals(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<GaugeVec, prometheus::Error> {
-    let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(gauges.clone()))?;
-    Ok(gauges)
+fn real(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    let gauge = Gauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
 }
 
 #[cfg(test)]
@@ -277,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_node_is_silent_after_five_intervals_whatever_an_interval_is() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new(PageOptions::fresh()).unwrap();
         let mut seen = Seen::default();
         let stamp = Stamp { epoch: 1, version: 2, tick: 3 };
         let at = |seconds: u64| Instant(seconds * 1_000_000_000);
@@ -293,7 +426,7 @@ mod tests {
         metrics.observe_round(&mut seen, at(100), &Round { pools: BTreeMap::new(), usage: vec![report] });
         let state = |now: Instant, interval: u64, name: &str| {
             metrics.observe_published(&seen, now, Duration::from_secs(interval), stamp, 1);
-            metrics.nodes.with_label_values(&[name]).get()
+            metrics.look(|latest| latest.nodes.into_iter().find(|(state, _)| *state == name).unwrap().1)
         };
         assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
         assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));

@@ -5,7 +5,13 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
-mod conclusions;
+mod disk;
+#[cfg(feature = "daemon")]
+mod families;
+#[cfg(feature = "daemon")]
+mod fence;
+#[cfg(feature = "daemon")]
+mod history;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
@@ -14,9 +20,17 @@ pub mod reload;
 mod resume;
 #[cfg(feature = "daemon")]
 pub mod run;
+#[cfg(feature = "daemon")]
+mod runs;
 mod seal;
 #[cfg(feature = "daemon")]
+pub mod settle;
+#[cfg(feature = "daemon")]
+pub mod standing;
+#[cfg(feature = "daemon")]
 mod turn;
+#[cfg(feature = "daemon")]
+mod unfit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +49,7 @@ use crate::estimate::Estimate;
 use crate::estimate::Nodes;
 use crate::estimate::Pool;
 use crate::estimate::PoolDemand;
+use crate::estimate::Witness;
 use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::policy::Policy;
@@ -133,6 +148,14 @@ impl Controller {
         &self.state
     }
 
+    /// Seals the next tables under this epoch, unless they are above it already; says whether
+    /// that changes anything.
+    pub fn raise_epoch(&mut self, epoch: u64) -> bool {
+        let raises = self.state.stamp.epoch < epoch;
+        self.state.stamp.epoch = self.state.stamp.epoch.max(epoch);
+        raises
+    }
+
     /// Puts another policy in force from the next tick on; limits steer to it.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
         self.state.steering |= policy.digest != self.policy.digest;
@@ -162,8 +185,8 @@ impl Controller {
         let demands: Vec<Demand> = rows.iter().map(|row| row.demand.clone()).collect();
         let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, &demands);
         let state = self.state.pools.entry(id.clone()).or_default();
-        let errors = demand.errors_significant;
-        let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, errors);
+        let witness = Witness { errors: demand.errors_significant, served: demand.served };
+        let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, witness);
         let safe = safe_sum(&self.policy, id).max(initial_per_replica(pool.unit) * estimate.ready);
         let context = Context { now, interval, slo: pool.slo, safe };
         let decision = state.law.step(&context, &estimate, &demand);

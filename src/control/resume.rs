@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::reload::{Loaded, Loader, load_last_good};
+use crate::control::history;
+use crate::control::reload::{LAST_GOOD, Loaded, Loader, PROVEN, load_policy};
+use crate::control::standing::Origin;
 use crate::control::{PoolState, State, Tick};
 use crate::estimate::Nodes;
 use crate::observe::{PoolRound, Round};
+use crate::policy::load::Contents;
 use crate::publish::file::load_table;
 use crate::publish::journal::{Journal, JournalError};
 use crate::unit::{Instant, NodeId, PoolId};
@@ -23,6 +26,11 @@ pub struct Entry<'a> {
     now: Instant,
     /// Digest of the policy files in force.
     policy: &'a str,
+    /// Why these: an operator's rollback is written here, with every table made under it.
+    origin: &'a Origin,
+    /// Digest of a policy that is not started again; three runs ended badly under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantined: Option<&'a str>,
     round: RoundEntry<'a>,
     tick: &'a Tick,
     state: StateEntry<'a>,
@@ -70,12 +78,20 @@ pub struct Resumed {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    pub fn new(policy: &'a str, round: &'a Round, tick: &'a Tick, state: &'a State) -> Entry<'a> {
+    pub fn new(
+        policy: &'a str,
+        (origin, quarantined): (&'a Origin, Option<&'a str>),
+        round: &'a Round,
+        tick: &'a Tick,
+        state: &'a State,
+    ) -> Entry<'a> {
         // Named one by one, so that a field that is added to a state is not forgotten here.
         let State { stamp, table: _, nodes, pools, steering } = state;
         Entry {
             now: tick.now,
             policy,
+            origin,
+            quarantined,
             round: RoundEntry {
                 pools: &round.pools,
                 reported: round.usage.iter().map(|report| &report.node).collect(),
@@ -117,18 +133,57 @@ pub fn resume(dir: &Path, journal_bytes_max: u64) -> Result<Resumed, JournalErro
     Ok(Resumed { journal, state, now })
 }
 
-/// The policy to start with, and what was wrong with the directory's if it is not that one.
+/// As much of an entry as a restart would go on with.
+pub fn saved_state(entry: &[u8]) -> Option<State> {
+    serde_json::from_slice::<Saved>(entry).ok().map(Saved::into_state)
+}
+
+/// The policy to start with.
+#[derive(Debug)]
+pub struct First {
+    pub loaded: Loaded,
+    /// What was wrong with the directory's, if it is not that one.
+    pub refused: Option<String>,
+    /// The last good one, if it is another.
+    pub good: Option<Loaded>,
+}
+
+/// The policy to start with: the directory's, or one that an operator holds against it, or the last
+/// good one.
 ///
 /// # Errors
 /// Neither the directory nor the state has a policy that passes; every diagnostic.
-pub fn first_policy(dir: &Path, state: &Path, loader: &Loader) -> Result<(Loaded, Option<String>), String> {
-    let diagnostics = match loader.dir(dir) {
-        Ok(loaded) => return Ok((loaded, None)),
+pub fn first_policy(contents: Contents, state: &Path, loader: &Loader) -> Result<First, String> {
+    let good = load_policy(state, LAST_GOOD, loader);
+    if let Some(loaded) = held(&contents, state, loader) {
+        return Ok(First { loaded, refused: None, good: None });
+    }
+    let diagnostics = match loader.judge(contents) {
+        Ok(loaded) => {
+            let other = |good: &Loaded| good.policy.digest != loaded.policy.digest;
+            let good = good.ok().flatten().filter(other);
+            return Ok(First { loaded, refused: None, good });
+        }
         Err(diagnostics) => diagnostics,
     };
-    match load_last_good(state, loader) {
-        Ok(Some(loaded)) => Ok((loaded, Some(diagnostics))),
-        Ok(None) => Err(diagnostics),
-        Err(stored) => Err(format!("{diagnostics}\nand the last good policy cannot be used: {stored}")),
+    let mut reasons = diagnostics.clone();
+    match good {
+        Ok(Some(loaded)) => return Ok(First { loaded, refused: Some(diagnostics), good: None }),
+        Ok(None) => {}
+        Err(stored) => {
+            reasons = format!("{reasons}\nand the last good policy cannot be used: {stored}");
+        }
     }
+    match load_policy(state, PROVEN, loader) {
+        Ok(Some(loaded)) => Ok(First { loaded, refused: Some(diagnostics), good: None }),
+        Ok(None) => Err(reasons),
+        Err(stored) => Err(format!("{reasons}\nand the proven policy cannot be used: {stored}")),
+    }
+}
+
+fn held(contents: &Contents, state: &Path, loader: &Loader) -> Option<Loaded> {
+    let held = history::held(state, &contents.digest())?;
+    let kept = history::kept(state).ok()?.into_iter().rev().find(|kept| kept.since.policy == held.policy)?;
+    let loaded = loader.files(kept.into_files()).ok()?;
+    Some(Loaded { origin: Origin::Rollback { to: held.to }, ..loaded })
 }

@@ -2,7 +2,7 @@
 //! the last one stopped, listens, turns, drains.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +11,26 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::bounds::JOURNAL_BYTES_MAX;
+use crate::bounds::SERVER_CONNECTIONS_MAX;
+use crate::bounds::SETTLED_AFTER;
+use crate::control::disk::{Disk, Writer};
+use crate::control::history;
 use crate::control::metrics::{Metrics, Seen};
-use crate::control::reload::{Loaded, Loader, Reloader, Settling, fingerprint};
-use crate::control::resume::{first_policy, resume};
-use crate::control::turn::{Disk, Turns, Writer};
+use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
+use crate::control::resume::{First, first_policy, resume};
+use crate::control::runs::{Opened, RUNS_FILE, Runs};
+use crate::control::settle::Settling;
+use crate::control::standing::{Origin, Standing};
+use crate::control::turn::{Published, RunsKept, Store, Turns};
 use crate::control::{Controller, State};
+use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
+use crate::policy::load::{self, Contents};
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
+use crate::supervise::{Tasks, Watchdog};
 use crate::unit::{Clock, SystemClock};
 
 #[derive(Clone, Debug)]
@@ -39,6 +49,12 @@ pub struct Options {
     /// Without state, how long node reports are collected before the first tick; the policy's
     /// interval unless stated.
     pub collect: Option<Duration>,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
+    /// An edit counts once two reads this far apart are equal.
+    pub settle: Duration,
+    /// Most connections at a time.
+    pub connections_max: usize,
 }
 
 /// Why a controller did not start.
@@ -61,7 +77,7 @@ pub struct Running {
     server: Server,
     stop: watch::Sender<bool>,
     turns: JoinHandle<Result<(), String>>,
-    reloader: JoinHandle<()>,
+    reloader: Tasks,
 }
 
 // === impl Options ===
@@ -78,6 +94,9 @@ impl Options {
             token_file: None,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             collect: None,
+            metrics: PageOptions::fresh(),
+            settle: SETTLED_AFTER,
+            connections_max: SERVER_CONNECTIONS_MAX,
         }
     }
 
@@ -109,36 +128,64 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         None => Token::read_or_create(&options.state),
     };
     let token = token.map_err(failed)?;
-    let metrics = Metrics::new().map_err(failed)?;
+    let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
-    let loaded = policy(&options, &metrics)?;
+    let contents = load::read(&options.policies);
+    let directory = contents.digest();
     let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;
+    let Opened { mut runs, unclean } = Runs::open(&options.state, resumed.now);
+    let loader = options.loader.without(runs.quarantined(), &options.state.join(RUNS_FILE));
+    let first = policy(contents, &options, &loader, &runs, &metrics)?;
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
 
     let (reloads, requests) = mpsc::channel(16);
-    let (accepted, policies) = watch::channel(Arc::new(loaded));
+    let (rollback, rollbacks) = mpsc::channel(1);
+    let (accepted, policies) = watch::channel(Arc::new(first.loaded));
     let page = metrics.clone();
     let reads_need_token = !options.listen.ip().is_loopback();
-    let board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
+    let mut board = Board::new(token.clone(), reads_need_token, reloads, Box::new(move || page.page()));
+    board.rollbacks = Some(rollback);
     let board = Arc::new(board);
+    let standing = standing(&board, &options.state, &policies.borrow(), first.refused.as_deref());
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let server = Server::start(listener, tls, Arc::clone(&board)).map_err(failed)?;
+    let server =
+        Server::start_bounded(listener, tls, Arc::clone(&board), options.connections_max).map_err(failed)?;
     let addr = server.addr;
     if let Err(error) = lock.announce(&addr.to_string()) {
         tracing::warn!(%error, "the lock file could not be written");
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
-    let settling = Settling::new(seen, clock.now());
+    let settling = Settling::new(directory, seen, options.settle, clock.now());
     let (stop, stopped) = watch::channel(false);
-    let disk = Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, lock };
-    let from = Begin { state: resumed.state, collect: options.collect };
-    let turns = turns(from, disk, policies, &clock, &board, &metrics).map_err(failed)?;
+    let disk =
+        Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
+    let collect = resumed.state.is_none().then_some(options.collect);
+    let mut state = resumed.state.unwrap_or_default();
+    // From here on whatever ends this process badly is on the record.
+    let digest = policies.borrow().policy.digest.clone();
+    state.stamp.epoch = runs.begin(&digest, resumed.now, state.stamp.epoch, unclean);
+    let runs = RunsKept { stored: runs.save(&options.state).map(|()| runs.clone()).ok(), wanted: runs };
+    let from = Begin { state, collect, runs, good: first.good };
+    let shared = (&board, &metrics, &standing);
+    let turns = turns(from, disk, policies, &clock, shared).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
-    let (dir, loader) = (options.policies, options.loader);
-    let reloader = Reloader { dir, loader, clock, metrics, accepted, requests, settling };
-    let reloader = tokio::spawn(reloader.run());
+    let reloads = Reloader {
+        dir: options.policies,
+        state: options.state.clone(),
+        loader,
+        clock,
+        metrics,
+        board: Arc::clone(&board),
+        standing,
+        accepted,
+        requests,
+        rollbacks,
+        settling,
+    };
+    let mut reloader = Tasks::new();
+    reloader.vital("reload", reloads.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
 }
@@ -147,23 +194,60 @@ fn failed(error: impl ToString) -> StartError {
     StartError::Failed(error.to_string())
 }
 
-fn policy(options: &Options, metrics: &Metrics) -> Result<Loaded, StartError> {
-    let (loaded, refused) =
-        first_policy(&options.policies, &options.state, &options.loader).map_err(StartError::Failed)?;
-    metrics.reloaded(refused.is_none());
-    if let Some(diagnostics) = refused {
+/// The policy to start with: the directory's or a held one, unless it is bad or quarantined and
+/// another is stored.
+fn policy(
+    contents: Contents,
+    options: &Options,
+    loader: &Loader,
+    runs: &Runs,
+    metrics: &Metrics,
+) -> Result<First, StartError> {
+    let first = match (first_policy(contents.clone(), &options.state, loader), runs.quarantined()) {
+        (Ok(first), _) => first,
+        // Nothing to go back to: serving under it, for as long as it holds, beats not serving.
+        (Err(reason), Some(digest)) => {
+            tracing::error!(digest, reason, "a quarantined policy is started again: there is no other");
+            first_policy(contents, &options.state, &options.loader).map_err(StartError::Failed)?
+        }
+        (Err(reason), None) => return Err(StartError::Failed(reason)),
+    };
+    metrics.reloaded(first.refused.is_none());
+    metrics.quarantined(runs.quarantined().is_some_and(|digest| digest != first.loaded.policy.digest));
+    if let Some(diagnostics) = &first.refused {
         tracing::error!(diagnostics, "policy refused; started with the last good one");
     }
-    for warning in &loaded.warnings {
+    if let Origin::Rollback { to } = first.loaded.origin {
+        metrics.held(true);
+        tracing::warn!(to, "an operator's rollback is held; an edit or a reload of the directory ends it");
+    }
+    for warning in &first.loaded.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(loaded)
+    Ok(first)
+}
+
+fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&str>) -> Arc<Standing> {
+    let kept = history::kept(state).unwrap_or_else(|error| {
+        tracing::warn!(error, "former policies cannot be read; there is none to go back to");
+        Vec::new()
+    });
+    let kept = kept.into_iter().map(|kept| kept.since).collect();
+    let standing = Standing::new(Arc::clone(board), kept);
+    standing.accepted(&loaded.policy.digest, loaded.origin.clone(), Vec::new());
+    if let Some(diagnostics) = refused {
+        standing.refused(diagnostics);
+    }
+    Arc::new(standing)
 }
 
 /// Where the loop begins.
 struct Begin {
-    state: Option<State>,
-    collect: Option<Duration>,
+    state: State,
+    /// The state is lost: how long to collect reports, if that is stated.
+    collect: Option<Option<Duration>>,
+    runs: RunsKept,
+    good: Option<Loaded>,
 }
 
 /// How long to collect reports, and the loop that follows.
@@ -177,36 +261,47 @@ fn turns(
     disk: Disk,
     accepted: watch::Receiver<Arc<Loaded>>,
     clock: &Arc<dyn Clock>,
-    board: &Arc<Board>,
-    metrics: &Metrics,
+    (board, metrics, standing): (&Arc<Board>, &Metrics, &Arc<Standing>),
 ) -> Result<Prepared, String> {
-    let policy = Arc::clone(&accepted.borrow().policy);
+    let in_force = Arc::clone(&accepted.borrow());
+    let policy = Arc::clone(&in_force.policy);
     let sources = Sources::new(Arc::clone(clock), &policy)?;
-    let collect = match from.state {
-        Some(_) => Duration::ZERO,
-        None => from.collect.unwrap_or(policy.interval),
-    };
+    let collect = from.collect.map_or(Duration::ZERO, |stated| stated.unwrap_or(policy.interval));
     let turns = Turns {
-        controller: Controller::new(policy, from.state.unwrap_or_default()),
+        controller: Controller::new(policy, from.state.clone()),
+        in_force,
+        good: from.good.map(Arc::new),
+        initial: from.state,
+        standing: Arc::clone(standing),
+        alarm: 0.0,
         clock: Arc::clone(clock),
         sources,
         board: Arc::clone(board),
         metrics: metrics.clone(),
         seen: Seen::default(),
         accepted,
-        disk: Some(disk),
         writer: Writer::start().map_err(|error| format!("no thread for the state directory: {error}"))?,
+        store: Store::Idle(disk),
+        runs: from.runs,
+        policy_since: clock.now(),
+        published: Published::default(),
     };
     Ok(Prepared { collect, turns })
 }
 
 /// Without state the nodes know how far versions had come: they are heard before the first tick.
 async fn first_listen(prepared: Prepared, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
-    tokio::select! {
-        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-        () = tokio::time::sleep(prepared.collect) => {}
+    let mut watchdog = Watchdog::from_env();
+    let collected = tokio::time::sleep(prepared.collect);
+    tokio::pin!(collected);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => break,
+            () = &mut collected => break,
+            () = watchdog.hungry() => watchdog.feed(),
+        }
     }
-    prepared.turns.run(stopped).await
+    prepared.turns.run(stopped, watchdog).await
 }
 
 // === impl Running ===
@@ -227,19 +322,24 @@ impl Running {
         response.await.map_err(|_| stopped())?
     }
 
-    /// Resolves only when the loop has ended by itself, which it never should; says why.
+    /// Resolves only when the loop, or a task that it needs, has ended by itself, which none ever
+    /// should; says why. The process is of no use from here on.
     pub async fn ended(&mut self) -> String {
-        match (&mut self.turns).await {
-            Ok(Ok(())) => "the control loop has stopped".to_owned(),
-            Ok(Err(reason)) => reason,
-            Err(error) => format!("the control loop broke: {error}"),
+        tokio::select! {
+            turns = &mut self.turns => match turns {
+                Ok(Ok(())) => "the control loop has stopped".to_owned(),
+                Ok(Err(reason)) => reason,
+                Err(error) => format!("the control loop broke: {error}"),
+            },
+            reason = self.reloader.ended() => reason,
+            () = self.server.ended() => "the listener has stopped".to_owned(),
         }
     }
 
     /// Finishes the turn, answers whoever waits and drains the rest, ten seconds at most.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        self.reloader.abort();
+        drop(self.reloader);
         let turns = async {
             if !self.turns.is_finished() {
                 let _ = self.turns.await;

@@ -43,9 +43,9 @@ impl Controller {
         for (model, policy) in &self.policy.models {
             let Some(pool) = pools.get(&policy.pool) else { continue };
             for (tier, grant) in &policy.tiers {
-                let Some(tick) = pool.rows.iter().find(|row| row.model == *model && row.tier == *tier) else {
-                    continue;
-                };
+                // Sorted, as `rows` of the controller makes them.
+                let found = pool.rows.binary_search_by(|row| (&row.model, &row.tier).cmp(&(model, tier)));
+                let Some(tick) = found.ok().and_then(|at| pool.rows.get(at)) else { continue };
                 let old = previous.as_ref().and_then(|table| table.row(model.as_str(), tier.as_str()));
                 let unit = self.policy.pools.get(&policy.pool).map(|pool| pool.unit).unwrap_or_default();
                 // While an edit steers, a loss of capacity is still followed in one step.

@@ -27,7 +27,7 @@ fn policy(digest: &str, starter: Limit) -> Arc<Policy> {
         unit: WorkUnit::Tokens,
         output_cost: OutputCost::Stated(1.0),
         slo: Duration::from_secs(1),
-        source: SourcePolicy::Direct { targets: Vec::new() },
+        source: SourcePolicy::targets(Vec::new()),
         signals: SignalMap::default(),
     };
     Arc::new(Policy {

@@ -40,6 +40,8 @@ const DISPERSION: f64 = 2.5;
 const SIGNIFICANT: f64 = 0.01;
 /// Waiting requests per replica that count as overload while requests per second are unknown.
 const WAITING_PER_REPLICA: f64 = 5.0;
+/// A loop that did not turn for this many intervals was paused.
+const PAUSED_INTERVALS: u32 = 5;
 /// Time constant of the drift to safe without signals, seconds.
 const DRIFT_SECONDS: f64 = 60.0;
 /// The budget never falls below this part of what the pool could do at its best.
@@ -68,6 +70,8 @@ pub struct Law {
     best: f64,
     /// Mean work of one request.
     request_work: Option<f64>,
+    #[serde(default)]
+    stepped_at: Option<Instant>,
 }
 
 /// What one pool may admit, and why.
@@ -123,7 +127,7 @@ pub enum Reason {
     Cooling,
     /// Nobody is refused: raising it would change nothing.
     NotBinding,
-    /// Signals are older than two intervals.
+    /// Signals are older than two intervals, or the loop itself was paused.
     SignalsHeld,
     /// Signals are older than five intervals.
     SignalsStale,
@@ -146,7 +150,7 @@ impl Law {
     pub fn step(&mut self, context: &Context, estimate: &Estimate, demand: &PoolDemand) -> Decision {
         self.learn(estimate, demand);
         let threshold = self.waiting_threshold(context, estimate, demand);
-        let (budget, motion, reason) = self.decide(context, estimate, demand, threshold);
+        let (budget, motion, reason) = self.awake(context, estimate, demand, threshold);
         let floor = (FLOOR * self.best).max(1.0);
         let budget = budget.max(floor);
         self.budget = Some(budget);
@@ -195,6 +199,24 @@ impl Law {
         match starts {
             Some(starts) => (WAIT_PART_OF_SLO * context.slo.as_secs_f64() * starts).max(1.0),
             None => (WAITING_PER_REPLICA * estimate.ready).max(1.0),
+        }
+    }
+
+    /// Decides; after a pause of the loop itself nothing rises yet, whatever the first look shows.
+    fn awake(
+        &mut self,
+        context: &Context,
+        estimate: &Estimate,
+        demand: &PoolDemand,
+        threshold: f64,
+    ) -> (f64, Motion, Reason) {
+        let before = self.stepped_at.replace(context.now).unwrap_or(context.now);
+        let paused = context.now.since(before) > PAUSED_INTERVALS * context.interval;
+        let known = self.budget;
+        let decided = self.decide(context, estimate, demand, threshold);
+        match known {
+            Some(known) if paused && decided.0 > known => (known, Motion::Hold, Reason::SignalsHeld),
+            _ => decided,
         }
     }
 

@@ -19,6 +19,8 @@ fn estimate(ready: f64) -> Estimate {
     Estimate {
         freshness: Freshness::Fresh,
         replicas: ready as usize,
+        rejected: 0,
+        frozen: 0,
         ready,
         ready_before: ready,
         running: 0.0,

@@ -11,6 +11,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::bounds::UPSTREAM_BUFFER_BYTES_MAX;
+
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A client whose connections are up within `connect`.
@@ -32,6 +34,7 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
+        .http1_max_buf_size(UPSTREAM_BUFFER_BYTES_MAX)
         // Below the 5 s after which common inference servers close an idle connection: a request
         // sent into that moment would fail.
         .pool_idle_timeout(Duration::from_secs(4))

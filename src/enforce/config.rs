@@ -36,6 +36,8 @@ use crate::bounds::CAPS_KEYS;
 use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::metrics::Detail;
+use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
 
 /// Everything a node needs to start.
@@ -55,6 +57,8 @@ pub struct NodeConfig {
     pub admin_token: Option<Secret>,
     pub routing: RoutingConfig,
     pub caps: Caps,
+    /// What `/metrics` shows.
+    pub metrics: PageOptions,
 }
 
 /// Where tables come from.
@@ -162,6 +166,8 @@ struct ConfigFile {
     routes: Vec<RouteConfig>,
     #[serde(default)]
     caps: Caps,
+    #[serde(default)]
+    metrics_detail: Detail,
 }
 
 // === impl NodeConfig ===
@@ -214,6 +220,7 @@ impl NodeConfig {
             admin_token: secret(&file.admin_token_file).transpose()?,
             routing,
             caps: file.caps,
+            metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
         })
     }
 
@@ -236,6 +243,7 @@ impl NodeConfig {
             admin_token: None,
             routing,
             caps: Caps::default(),
+            metrics: PageOptions::fresh(),
         }
     }
 }

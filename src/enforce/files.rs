@@ -11,7 +11,7 @@ use crate::enforce::config::KeySource;
 use crate::enforce::follow::{FollowError, Follower};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::{Keyring, KeyringError};
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {

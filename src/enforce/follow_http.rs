@@ -14,7 +14,7 @@ use crate::bounds::FOLLOW_WAIT_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 use crate::wire::{LimitTable, Stamp};
 
 /// Runs until dropped.

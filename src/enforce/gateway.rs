@@ -22,9 +22,9 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
-use crate::enforce::node::Shared;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
+use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
 use crate::enforce::ticket::{Refusal, RefusalReason, Settlement, Verdict};
@@ -161,6 +161,7 @@ impl Gate {
     }
 
     fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {
+        self.shared.count.refusals.count(&refusal.reason);
         if matches!(refusal.reason, RefusalReason::UnknownModel | RefusalReason::UnknownTier) {
             self.shared.count.unknown_models();
         }

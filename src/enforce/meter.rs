@@ -269,7 +269,8 @@ mod tests {
     );
 
     fn run(hide: bool, size: usize) -> (String, Meter) {
-        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), false, hide);
+        let mut meter =
+            Meter::new(Some("text/event-stream; charset=utf-8"), false, hide, Room::new(1 << 24).part());
         let mut out = Vec::new();
         for piece in STREAM.as_bytes().chunks(size) {
             out.extend_from_slice(&meter.feed(Bytes::copy_from_slice(piece)));

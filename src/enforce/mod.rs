@@ -51,6 +51,8 @@ pub mod room;
 #[cfg(feature = "daemon")]
 mod serve;
 #[cfg(feature = "daemon")]
+mod shared;
+#[cfg(feature = "daemon")]
 mod strangers;
 #[cfg(feature = "daemon")]
 mod stream;

@@ -11,42 +11,26 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::bounds::ADMIN_CONNECTIONS_MAX;
 use crate::bounds::NODE_DRAIN;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
-use crate::enforce::client::{client, entropy};
+use crate::enforce::client::{HttpClient, client};
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
-use crate::enforce::follow::Store;
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
-use crate::enforce::limiter::Limiter;
-use crate::enforce::metrics::Counts;
 use crate::enforce::report::Reporter;
 use crate::enforce::room::Room;
 use crate::enforce::serve::{Bounds, serve};
+use crate::enforce::shared::{Shared, StateError};
 use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
-use crate::unit::{Instant, NodeId, SystemClock};
-use crate::wire::{LimitTable, Offer, TableError, UsageReport};
-
-/// Where the node's clock starts: far above any table's validity, so that a table from disk can
-/// be older than the process.
-const CLOCK_START: Instant = Instant(1 << 60);
-
-/// What every part of a node sees.
-pub struct Shared {
-    pub node: NodeId,
-    pub cell: Arc<Cell>,
-    pub count: Counts,
-    started: Instant,
-    instance: u64,
-    store: Option<Store>,
-}
+use crate::metrics::Page;
+use crate::supervise::{Beat, Tasks, Watchdog};
 
 /// Starts nodes.
 pub struct Node;
@@ -59,8 +43,8 @@ pub struct Running {
     reload: Reload,
     reporter: Option<Reporter>,
     stop: watch::Sender<bool>,
-    servers: JoinSet<()>,
-    followers: JoinSet<()>,
+    servers: Tasks,
+    followers: Tasks,
 }
 
 /// How to read again what a reload replaces.
@@ -79,8 +63,8 @@ pub enum NodeError {
         "admin {0}: the admin listener serves without TLS and may only be on loopback; use 127.0.0.1 or [::1]"
     )]
     AdminExposed(SocketAddr),
-    #[error("state {path}: {error}")]
-    State { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error("configuration: {0}")]
@@ -118,39 +102,35 @@ impl Node {
             strangers: Mutex::new(Strangers::new()),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
-        let bounds = |connections| Bounds::new(&config.caps, connections);
+        let proxied = Bounds::new(&config.caps, config.caps.connections);
+        let administered = Bounds::new(&config.caps, ADMIN_CONNECTIONS_MAX);
+        let beats = [proxied.beat.clone(), administered.beat.clone()];
         let (stop, stopped) = watch::channel(false);
-        let mut servers = JoinSet::new();
+        let mut servers = Tasks::new();
         let handler = Arc::clone(&gate);
-        servers.spawn(serve(proxy, bounds(config.caps.connections), stopped.clone(), move |request| {
-            Arc::clone(&handler).handle(request)
-        }));
+        servers.vital(
+            "proxy",
+            serve(proxy, proxied, stopped.clone(), move |request| Arc::clone(&handler).handle(request)),
+        );
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
             reload: reload.clone(),
+            page: Page::new(config.metrics.max_age),
+            detail: config.metrics.detail,
         });
-        servers.spawn(serve(admin, bounds(ADMIN_CONNECTIONS_MAX), stopped, move |request| {
-            Arc::clone(&operator).handle(request)
-        }));
-        let mut followers = JoinSet::new();
-        let token = config.controller_token.clone();
-        match config.table {
-            TableSource::File(path) => {
-                followers.spawn(follow_table(Arc::clone(&shared), path, config.caps.poll()));
-            }
-            TableSource::Http(base) => {
-                followers.spawn(follow_http::follow(Arc::clone(&shared), http.clone(), base, token.clone()));
-            }
-        }
-        if let KeySource::File(path) = config.keys {
-            followers.spawn(follow_keys(Arc::clone(&gate), path, config.caps.poll()));
-        }
-        let reporter =
-            config.controller.map(|base| Reporter { shared: Arc::clone(&shared), client: http, base, token });
-        if let Some(reporter) = reporter.clone() {
-            followers.spawn(reporter.run(Duration::from_millis(config.caps.report_ms)));
-        }
+        servers.vital(
+            "admin",
+            serve(admin, administered, stopped, move |request| Arc::clone(&operator).handle(request)),
+        );
+        let reporter = config.controller.as_ref().map(|base| Reporter {
+            shared: Arc::clone(&shared),
+            client: http.clone(),
+            base: base.clone(),
+            token: config.controller_token.clone(),
+        });
+        let mut followers = follow(config, &gate, http, reporter.clone());
+        followers.vital("watchdog", watch(beats, Arc::clone(&shared)));
         tracing::info!(node = %shared.node, proxy = %proxy_at, admin = %admin_at, "node serves");
         Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, reporter, stop, servers, followers })
     }
@@ -172,85 +152,24 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
+    /// Resolves only when a task that the node needs has ended by itself, which none ever should;
+    /// says which. The node is of no use from here on.
+    pub async fn ended(&mut self) -> String {
+        tokio::select! {
+            reason = self.servers.ended() => reason,
+            reason = self.followers.ended() => reason,
+        }
+    }
+
     /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
     /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
-        let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), all).await;
+        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), self.servers.all_ended()).await;
         self.followers.abort_all();
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
-    }
-}
-
-// === impl Shared ===
-
-impl Shared {
-    fn open(config: &NodeConfig) -> Result<Shared, NodeError> {
-        let clock = SystemClock::starting_at(CLOCK_START);
-        let cell = Cell::new(Limiter::new(config.node.clone(), config.caps.keys), Box::new(clock));
-        let store = match &config.state {
-            Some(path) => {
-                Some(Store::open(path).map_err(|error| NodeError::State { path: path.clone(), error })?)
-            }
-            None => None,
-        };
-        let count = Counts::default();
-        match store.as_ref().map(Store::load).transpose() {
-            Ok(Some(Some(table))) => {
-                let stamp = table.stamp;
-                match cell.restore(table) {
-                    Ok(()) => {
-                        tracing::info!(?stamp, "serving the last table from disk until a controller answers")
-                    }
-                    Err(error) => tracing::error!(%error, "the table on disk is not used"),
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                count.table_errors();
-                tracing::error!(%error, "the table on disk is not used");
-            }
-        }
-        let started = cell.now();
-        Ok(Shared {
-            node: config.node.clone(),
-            cell: Arc::new(cell),
-            count,
-            started,
-            // 53 bits: every JSON reader holds it exactly.
-            instance: entropy() >> 11,
-            store,
-        })
-    }
-
-    pub fn report(&self) -> UsageReport {
-        self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance))
-    }
-
-    /// Puts a table in force and keeps it on disk.
-    ///
-    /// # Errors
-    /// The table is not acceptable; the one in force stays.
-    pub async fn offer(&self, table: LimitTable) -> Result<(), TableError> {
-        match self.cell.offer(table)? {
-            Offer::Applied(held) => {
-                self.count.tables_applied();
-                tracing::debug!(stamp = ?held.stamp(), "table in force");
-                if let Some(store) = self.store.clone() {
-                    let saved = spawn_blocking(move || store.save(&held.table)).await;
-                    if let Err(error) = saved.map_err(io::Error::other).flatten() {
-                        self.count.store_errors();
-                        tracing::error!(%error, "the table in force could not be kept on disk");
-                    }
-                }
-            }
-            Offer::Renewed(_) => self.count.tables_renewed(),
-            Offer::Stale => self.count.tables_stale(),
-        }
-        Ok(())
     }
 }
 
@@ -290,6 +209,34 @@ impl Reload {
         });
         read.await.unwrap_or_else(|error| Err(error.to_string()))
     }
+}
+
+/// What a node reads and tells beside its requests; each begins anew when it breaks.
+fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Option<Reporter>) -> Tasks {
+    let mut followers = Tasks::new();
+    let (poll, report) = (config.caps.poll(), Duration::from_millis(config.caps.report_ms));
+    let (shared, token) = (Arc::clone(&gate.shared), config.controller_token);
+    match config.table {
+        TableSource::File(path) => {
+            followers.restarted("table", move || follow_table(Arc::clone(&shared), path.clone(), poll))
+        }
+        TableSource::Http(base) => followers.restarted("table", move || {
+            follow_http::follow(Arc::clone(&shared), http.clone(), base.clone(), token.clone())
+        }),
+    }
+    if let KeySource::File(path) = config.keys {
+        let gate = Arc::clone(gate);
+        followers.restarted("keys", move || follow_keys(Arc::clone(&gate), path.clone(), poll));
+    }
+    if let Some(reporter) = reporter {
+        followers.restarted("report", move || reporter.clone().run(report));
+    }
+    followers
+}
+
+/// Feeds the service manager's watchdog while both listeners turn and the limiter's lock is free.
+async fn watch(listeners: [Beat; 2], shared: Arc<Shared>) {
+    Watchdog::from_env().feed_while(listeners.into(), || shared.cell.with(|_, _| ())).await;
 }
 
 async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {

@@ -15,7 +15,7 @@ use crate::bounds::REPORT_WAIT_MAX;
 use crate::enforce::client::{HttpClient, join};
 use crate::enforce::config::Secret;
 use crate::enforce::follow_http::chain;
-use crate::enforce::node::Shared;
+use crate::enforce::shared::Shared;
 
 #[derive(Clone)]
 pub struct Reporter {

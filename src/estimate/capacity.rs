@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::estimate::replicas::{ReplicaRate, Seen};
+use crate::estimate::trust;
 use crate::policy::OutputCost;
 
 const GAIN_BUSY: f64 = 0.3;
@@ -17,6 +18,9 @@ const IDLE_EXCESS: f64 = 1.02;
 const IMPLAUSIBLE: f64 = 10.0;
 /// Busy samples in a row beyond [`IMPLAUSIBLE`] after which it is believed after all.
 const BELIEVED_AFTER: u32 = 3;
+/// Then the estimate grows by this factor a tick at most: as nobody knows what changed, as slowly
+/// as before the first measurement.
+const BELIEVED_GROWTH: f64 = 1.25;
 /// Cost of an output token before any is learned.
 const OUTPUT_COST_PRIOR: f64 = 4.0;
 /// What is learned of the output cost halves in about this many ticks.
@@ -58,37 +62,77 @@ impl Capacity {
             return;
         }
         let busy: Vec<ReplicaRate> = seen.rates.iter().filter(|rate| rate.busy).copied().collect();
-        let most = busy.iter().filter_map(|rate| rate.running).reduce(f64::max);
-        self.running_saturated = match (self.running_saturated, most) {
-            (Some(known), Some(seen)) => Some(known.max(seen)),
-            (known, seen) => known.or(seen),
+        let running: Vec<f64> = busy.iter().filter_map(|rate| rate.running).collect();
+        let running = if seen.replicas >= trust::QUORUM {
+            trust::middle(running, seen.replicas)
+        } else {
+            running.into_iter().reduce(f64::max)
         };
         let backlogged = seen.backlogged && !busy.is_empty();
-        let Some(sample) = median(if backlogged { &busy } else { &seen.rates }) else { return };
-        let output_cost = self.output_cost(cost);
         if backlogged {
-            self.busy(sample, output_cost);
+            self.running_saturated = match (self.running_saturated, running) {
+                (Some(known), Some(seen)) => Some(known.max(seen)),
+                (known, seen) => known.or(seen),
+            };
+        }
+        let output_cost = self.output_cost(cost);
+        let shown = if backlogged { busy } else { seen.rates.clone() };
+        let (rates, doubted) = self.quarantined(shown, backlogged, output_cost);
+        let Some(sample) = median(&rates, seen.replicas) else { return };
+        if backlogged {
+            self.busy(sample, output_cost, doubted);
             self.learned.add(sample);
         } else if let Some(rates) = &mut self.rates {
             let (known, shown) = (rates.work(output_cost), sample.work(output_cost));
-            if shown > known * IDLE_EXCESS && shown < known * IMPLAUSIBLE {
+            if shown > known * IDLE_EXCESS {
                 rates.approach(sample, GAIN_IDLE);
             }
         }
     }
 
-    fn busy(&mut self, sample: Rates, output_cost: f64) {
+    /// Rates that may be believed, and whether they were doubted until now. One that is too high
+    /// to be a rate counts only when all are, in several busy samples running: those that are not
+    /// contradict it.
+    fn quarantined(
+        &mut self,
+        mut rates: Vec<ReplicaRate>,
+        backlogged: bool,
+        output_cost: f64,
+    ) -> (Vec<ReplicaRate>, bool) {
+        let Some(most) = self.most(output_cost) else { return (rates, false) };
+        let high = |rate: &ReplicaRate| rate.input + output_cost * rate.output > most;
+        if rates.is_empty() || !rates.iter().all(high) {
+            self.implausible_ticks = 0;
+            rates.retain(|rate| !high(rate) || cfg!(feature = "bug-liar-believed"));
+            return (rates, false);
+        }
+        if !backlogged || self.implausible_ticks < BELIEVED_AFTER {
+            self.implausible_ticks = self.implausible_ticks.saturating_add(u32::from(backlogged));
+            return (Vec::new(), true);
+        }
+        (rates, true)
+    }
+
+    fn busy(&mut self, sample: Rates, output_cost: f64, doubted: bool) {
         let Some(rates) = &mut self.rates else {
             self.rates = (sample.work(output_cost) > 0.0).then_some(sample);
             return;
         };
-        let (known, shown) = (rates.work(output_cost), sample.work(output_cost));
-        if shown > known * IMPLAUSIBLE && self.implausible_ticks < BELIEVED_AFTER {
-            self.implausible_ticks += 1;
-            return;
-        }
-        self.implausible_ticks = 0;
+        let known = rates.work(output_cost);
         rates.approach(sample, GAIN_BUSY);
+        let grown = rates.work(output_cost) / known.max(1e-9);
+        if doubted && grown > BELIEVED_GROWTH {
+            rates.input *= BELIEVED_GROWTH / grown;
+            rates.output *= BELIEVED_GROWTH / grown;
+        }
+    }
+
+    /// The highest that can be a rate of one replica; none before the first measurement.
+    pub fn most(&self, output_cost: f64) -> Option<f64> {
+        if cfg!(feature = "bug-reset-is-a-rate") {
+            return None;
+        }
+        self.per_replica(output_cost).map(|rate| rate * IMPLAUSIBLE)
     }
 
     /// Work per second of one busy replica.
@@ -121,17 +165,11 @@ impl Rates {
     }
 }
 
-/// The replica in the middle, by work: one lying replica of three moves nothing.
-fn median(rates: &[ReplicaRate]) -> Option<Rates> {
-    let middle = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        let upper = values.get(values.len() / 2).copied()?;
-        let lower = values.get(values.len().checked_sub(1)? / 2).copied()?;
-        Some((upper + lower) / 2.0)
-    };
+/// The replica in the middle: one lying replica of three moves nothing.
+fn median(rates: &[ReplicaRate], known: usize) -> Option<Rates> {
     Some(Rates {
-        input: middle(rates.iter().map(|rate| rate.input).collect())?,
-        output: middle(rates.iter().map(|rate| rate.output).collect())?,
+        input: trust::middle(rates.iter().map(|rate| rate.input).collect(), known)?,
+        output: trust::middle(rates.iter().map(|rate| rate.output).collect(), known)?,
     })
 }
 

@@ -4,6 +4,7 @@
 //! reports of one process over the difference of their uptimes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
@@ -31,6 +32,8 @@ pub struct Nodes {
     /// Smoothed offered work per second.
     #[serde(with = "pairs")]
     offered: BTreeMap<(ModelId, TierId), f64>,
+    #[serde(default)]
+    updated_at: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,6 +98,9 @@ pub struct PoolDemand {
     pub nodes: Vec<NodeDemand>,
     /// More upstream errors than a healthy pool has: one sign of a loss.
     pub errors_significant: bool,
+    /// Some request was answered in the last interval.
+    #[serde(default)]
+    pub served: bool,
 }
 
 // === impl Nodes ===
@@ -108,6 +114,7 @@ impl Nodes {
         reports: &[UsageReport],
         pool_of: impl Fn(&ModelId) -> Option<PoolId>,
     ) {
+        self.stood_still(now, interval);
         self.nodes.retain(|_, node| now.seconds_since(node.heard_at) <= FORGOTTEN_INTERVALS * interval);
         // Counters are cumulative: the last report of each node says it all.
         let latest: BTreeMap<&NodeId, &UsageReport> =
@@ -132,6 +139,18 @@ impl Nodes {
             *smoothed += GAIN_DEMAND * (seen - *smoothed);
         }
         self.offered.retain(|_, smoothed| *smoothed > 1e-3);
+    }
+
+    /// While nobody listened, nobody was silent: after a pause, nodes are as old as before it.
+    fn stood_still(&mut self, now: Instant, interval: f64) {
+        let before = self.updated_at.replace(now).unwrap_or(now);
+        let gap = now.since(before);
+        if gap.as_secs_f64() > HELD_INTERVALS * interval {
+            let unheard = gap.saturating_sub(Duration::from_secs_f64(interval));
+            for node in self.nodes.values_mut() {
+                node.heard_at = node.heard_at + unheard;
+            }
+        }
     }
 
     fn live(&self, now: Instant, interval: f64) -> impl Iterator<Item = &Node> {
@@ -176,6 +195,7 @@ impl Nodes {
             }
         }
         total.errors_significant = significant(requests, errors);
+        total.served = requests > errors;
         total
     }
 }

@@ -6,12 +6,14 @@
 pub mod capacity;
 pub mod demand;
 pub mod replicas;
+pub mod trust;
 
 use serde::{Deserialize, Serialize};
 
 pub use capacity::Capacity;
 pub use demand::{Demand, NodeDemand, Nodes, PoolDemand};
 pub use replicas::{Fleet, Freshness};
+pub use trust::Witness;
 
 use crate::observe::PoolRound;
 use crate::policy::PoolPolicy;
@@ -30,6 +32,12 @@ pub struct Estimate {
     pub freshness: Freshness,
     /// Replicas named by the source.
     pub replicas: usize,
+    /// Readings of this round that were turned away: impossible numbers, or from the future.
+    #[serde(default)]
+    pub rejected: usize,
+    /// Replicas whose page says the same again and again although nodes are served.
+    #[serde(default)]
+    pub frozen: usize,
     /// Replicas believed ready; a fraction while a loss with one sign is taken in steps.
     pub ready: f64,
     /// The same, one tick ago.
@@ -58,28 +66,30 @@ pub struct Estimate {
 // === impl Pool ===
 
 impl Pool {
-    /// One interval of readings. `errors_confirm`: nodes report significantly many upstream
-    /// errors, the second sign that a fall of more than 30 % needs.
+    /// One interval of readings, and what nodes saw meanwhile: the second sign that a fall of more
+    /// than 30 % needs, and that a page which never changes is held against.
     pub fn update(
         &mut self,
         now: Instant,
         interval: f64,
         policy: &PoolPolicy,
         round: &PoolRound,
-        errors_confirm: bool,
+        witness: Witness,
     ) -> Estimate {
-        let seen = self.fleet.update(now, interval, round, errors_confirm);
+        let seen = self.fleet.update(now, interval, round, witness);
         self.capacity.update(policy.output_cost, &seen);
         let output_cost = self.capacity.output_cost(policy.output_cost);
         let per_replica = self.capacity.per_replica(output_cost);
         Estimate {
             freshness: seen.freshness,
             replicas: seen.replicas,
+            rejected: seen.rejected,
+            frozen: seen.frozen,
             ready: seen.ready,
             ready_before: seen.ready_before,
             running: seen.running,
             waiting: seen.waiting,
-            delivered: seen.delivered(output_cost),
+            delivered: seen.delivered(output_cost, self.capacity.most(output_cost)),
             backlogged: seen.backlogged,
             per_replica,
             capacity: per_replica.map(|rate| rate * seen.ready),

@@ -2,13 +2,15 @@
 //!
 //! A scrape outage must not halve a healthy pool, a dead replica must not be served: a refusal is
 //! one sign of a loss, silence is none. A fall of more than 30 % in one interval needs a second,
-//! independent sign (upstream errors at the nodes), else it is taken 30 % an interval.
+//! independent sign (upstream errors at the nodes), else it is taken 30 % an interval. A pool of
+//! which less than half is seen is not smaller and not emptier: its source is what failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::REPLICAS_MAX;
+use crate::estimate::trust::{self, Fallen, Witness};
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Signals;
@@ -33,15 +35,21 @@ pub struct Fleet {
     /// Ticks since `ready` last changed.
     steady_ticks: u32,
     started: bool,
+    #[serde(default)]
+    fallen: Fallen,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Replica {
+    /// Of the last reading that was believed.
     at: Instant,
     signals: Signals,
     /// Scrapes running in which it answered.
     up_scrapes: u32,
     waited_before: bool,
+    /// Readings in a row that said exactly the same while nodes were served.
+    #[serde(default)]
+    unchanged: u32,
 }
 
 /// How far the pool's readings may be trusted; the staleness ladder.
@@ -60,6 +68,10 @@ pub enum Freshness {
 pub struct Seen {
     pub freshness: Freshness,
     pub replicas: usize,
+    /// Readings of this round that were turned away: impossible numbers, or from the future.
+    pub rejected: usize,
+    /// Replicas whose page does not move although it should.
+    pub frozen: usize,
     pub ready: f64,
     pub ready_before: f64,
     pub running: f64,
@@ -86,23 +98,30 @@ pub struct ReplicaRate {
 // === impl Fleet ===
 
 impl Fleet {
-    pub fn update(&mut self, now: Instant, interval: f64, round: &PoolRound, errors_confirm: bool) -> Seen {
+    pub fn update(&mut self, now: Instant, interval: f64, round: &PoolRound, witness: Witness) -> Seen {
         let mut down = Vec::new();
         let mut rates = Vec::new();
+        let mut rejected = 0;
+        let moved = self.moved(round);
         for reading in &round.replicas {
             match &reading.outcome {
-                Outcome::Up(signals) => {
-                    rates.extend(self.up(&reading.replica, reading.at, *signals));
+                Outcome::Up(signals) if reading.at <= now && trust::possible(signals) => {
+                    // Traffic that must show on this page: its own word, or nobody's moves.
+                    let due = witness.served && (trust::claims_work(signals) || !moved);
+                    rates.extend(self.up(&reading.replica, reading.at, interval, *signals, due));
                 }
-                Outcome::Down(_) => down.push(reading.replica.clone()),
+                Outcome::Up(_) => rejected += 1,
+                Outcome::Down(_) => down.push(&reading.replica),
                 Outcome::Silent(_) => {}
             }
         }
         // Everybody refusing at once without a failed request is a network's doing, not a loss.
         let answered = round.replicas.iter().any(|reading| matches!(reading.outcome, Outcome::Up(_)));
-        if answered || errors_confirm {
-            for replica in &down {
-                self.replicas.remove(replica);
+        if answered || witness.errors {
+            for replica in down {
+                if self.replicas.remove(replica).is_some() {
+                    self.fallen.fell(replica, now, REPLICAS_MAX);
+                }
             }
         }
         if answered && round.failed.is_none() {
@@ -113,8 +132,19 @@ impl Fleet {
         }
         self.forget(now, interval);
         let ready_before = self.ready;
-        let loss_confirmed = self.settle_ready(now, interval, errors_confirm);
-        self.see(now, interval, ready_before, loss_confirmed, rates)
+        let loss_confirmed = self.settle_ready(now, interval, witness.errors);
+        let seen = self.see(now, interval, rates);
+        Seen { ready_before, loss_confirmed, rejected, ..seen }
+    }
+
+    /// Does any page say something else than before?
+    fn moved(&self, round: &PoolRound) -> bool {
+        round.replicas.iter().any(|reading| match &reading.outcome {
+            Outcome::Up(signals) => {
+                self.replicas.get(&reading.replica).is_none_or(|known| known.signals != *signals)
+            }
+            Outcome::Down(_) | Outcome::Silent(_) => false,
+        })
     }
 
     /// The loop stood still: counters ran on meanwhile, so that the next difference is no rate.
@@ -126,11 +156,19 @@ impl Fleet {
         }
     }
 
-    fn up(&mut self, id: &ReplicaId, at: Instant, signals: Signals) -> Option<ReplicaRate> {
+    /// Takes one reading in. `due`: there was traffic that must have changed it.
+    fn up(
+        &mut self,
+        id: &ReplicaId,
+        at: Instant,
+        interval: f64,
+        signals: Signals,
+        due: bool,
+    ) -> Option<ReplicaRate> {
         let waits = signals.waiting.unwrap_or(0.0) >= 1.0;
         let Some(replica) = self.replicas.get_mut(id) else {
             if self.replicas.len() < REPLICAS_MAX {
-                let replica = Replica { at, signals, up_scrapes: 1, waited_before: waits };
+                let replica = Replica { at, signals, up_scrapes: 1, waited_before: waits, unchanged: 0 };
                 self.replicas.insert(id.clone(), replica);
             }
             return None;
@@ -141,7 +179,20 @@ impl Fleet {
             return None;
         }
         replica.up_scrapes = replica.up_scrapes.saturating_add(1);
+        if replica.signals != signals || !trust::counts(&signals) {
+            replica.unchanged = 0;
+        } else {
+            replica.unchanged = replica.unchanged.saturating_add(u32::from(due));
+        }
+        if replica.frozen() {
+            // Fresh timestamps on old numbers: it ages as if it were silent.
+            return None;
+        }
         let rate = |now: Option<f64>, before: Option<f64>| match (now, before) {
+            (Some(now), Some(before)) if cfg!(feature = "bug-reset-is-a-rate") => {
+                // What an unsigned difference makes of a counter that fell.
+                Some(if now >= before { now - before } else { now - before + 2f64.powi(32) } / seconds)
+            }
             // A counter that fell was reset: no rate for this interval.
             (Some(now), Some(before)) if now >= before => Some((now - before) / seconds),
             _ => None,
@@ -155,29 +206,54 @@ impl Fleet {
         replica.at = at;
         replica.signals = signals;
         replica.waited_before = waits;
+        // Over a gap nobody knows whether it was busy throughout.
+        if seconds > HELD_INTERVALS * interval {
+            return None;
+        }
         Some(ReplicaRate { input: input?, output: output?, busy, running: signals.running })
     }
 
     fn forget(&mut self, now: Instant, interval: f64) {
-        self.replicas.retain(|_, replica| now.seconds_since(replica.at) <= FORGOTTEN_INTERVALS * interval);
+        self.fallen.forget(now, FORGOTTEN_INTERVALS * interval);
+        // While less than half is seen, nobody is forgotten: that would be a loss nobody signed.
+        if self.is_seen(now, interval) {
+            self.replicas
+                .retain(|_, replica| now.seconds_since(replica.at) <= FORGOTTEN_INTERVALS * interval);
+        }
+    }
+
+    /// Age in seconds of the pool: that of the reading by which enough replicas are seen.
+    fn age(&self, now: Instant) -> Option<f64> {
+        let mut ages: Vec<f64> =
+            self.replicas.values().map(|replica| now.seconds_since(replica.at)).collect();
+        ages.sort_by(f64::total_cmp);
+        let enough = (trust::SEEN_MIN * ages.len() as f64).ceil() as usize;
+        ages.get(enough.checked_sub(1)?).copied()
+    }
+
+    fn is_seen(&self, now: Instant, interval: f64) -> bool {
+        self.age(now).is_some_and(|age| age <= HELD_INTERVALS * interval)
+    }
+
+    /// How much each replica counts, with its age in seconds.
+    fn weights(&self, now: Instant, interval: f64, first: bool) -> impl Iterator<Item = (&Replica, f64)> {
+        let seen = self.is_seen(now, interval);
+        self.replicas.iter().map(move |(id, replica)| {
+            let age = now.seconds_since(replica.at);
+            let weight = match () {
+                // A replica that came back counts from its second scrape on, or later.
+                () if replica.up_scrapes < self.fallen.returns_after(id) && !first => 0.0,
+                () if seen && age > HELD_INTERVALS * interval => SILENT_WEIGHT,
+                () => 1.0,
+            };
+            (replica, weight)
+        })
     }
 
     /// Moves `ready` toward what the round shows; says whether a steep fall was confirmed.
     fn settle_ready(&mut self, now: Instant, interval: f64, errors_confirm: bool) -> bool {
         let first = !self.started && !self.replicas.is_empty();
-        let shown: f64 = self
-            .replicas
-            .values()
-            .map(|replica| {
-                let age = now.seconds_since(replica.at);
-                match () {
-                    // A replica that came back counts from its second scrape on.
-                    () if replica.up_scrapes < 2 && !first => 0.0,
-                    () if age > HELD_INTERVALS * interval => SILENT_WEIGHT,
-                    () => 1.0,
-                }
-            })
-            .sum();
+        let shown: f64 = self.weights(now, interval, first).map(|(_, weight)| weight).sum();
         self.started |= first;
         let steep = shown < self.ready * FALL_ON_ONE_SIGN;
         let next = if steep && !errors_confirm && !cfg!(feature = "bug-no-decrease-bound") {
@@ -191,53 +267,62 @@ impl Fleet {
         steep && errors_confirm
     }
 
-    fn see(
-        &self,
-        now: Instant,
-        interval: f64,
-        ready_before: f64,
-        loss_confirmed: bool,
-        rates: Vec<ReplicaRate>,
-    ) -> Seen {
-        let youngest = self.replicas.values().map(|replica| now.seconds_since(replica.at)).reduce(f64::min);
-        let freshness = match youngest {
+    fn see(&self, now: Instant, interval: f64, rates: Vec<ReplicaRate>) -> Seen {
+        let freshness = match self.age(now) {
             Some(age) if age <= USED_INTERVALS * interval => Freshness::Fresh,
             Some(age) if age <= HELD_INTERVALS * interval => Freshness::Held,
             // Known to be empty is knowledge too.
-            None if loss_confirmed || (self.started && self.ready == 0.0) => Freshness::Fresh,
+            None if self.started && self.ready == 0.0 => Freshness::Fresh,
             _ => Freshness::Stale,
         };
-        let fresh = || {
-            self.replicas
-                .values()
-                .filter(|replica| now.seconds_since(replica.at) <= USED_INTERVALS * interval)
-        };
+        let is_fresh = |replica: &Replica| now.seconds_since(replica.at) <= USED_INTERVALS * interval;
+        let fresh = || self.replicas.values().filter(|replica| is_fresh(replica));
+        let (mut all, mut counted) = (0.0, 0.0);
+        for (replica, weight) in self.weights(now, interval, false) {
+            all += weight;
+            counted += if is_fresh(replica) { weight } else { 0.0 };
+        }
+        // Who is not seen is taken to be like those who are: load does not fall by looking away.
+        let unseen = if counted > 0.0 { all / counted } else { 1.0 };
         let sum = |signal: fn(&Signals) -> Option<f64>| {
-            fresh().filter_map(|replica| signal(&replica.signals)).fold(0.0, |sum, value| sum + value)
+            unseen * trust::bounded_sum(fresh().filter_map(|replica| signal(&replica.signals)).collect())
         };
         let waiting = sum(|signals| signals.waiting);
         let busy = rates.iter().filter(|rate| rate.busy).count();
+        // One that says it is busy among many that are not may be lying.
+        let many_busy = busy > 0 && (rates.len() < trust::QUORUM || 2 * busy >= rates.len());
         Seen {
             freshness,
             replicas: self.replicas.len(),
+            rejected: 0,
+            frozen: self.replicas.values().filter(|replica| replica.frozen()).count(),
             ready: self.ready,
-            ready_before,
+            ready_before: self.ready,
             running: sum(|signals| signals.running),
             waiting,
-            backlogged: busy > 0 && waiting >= self.ready,
+            backlogged: many_busy && waiting >= self.ready,
             unsettled: self.steady_ticks < 2,
-            loss_confirmed,
+            loss_confirmed: false,
             latency: fresh().filter_map(|replica| replica.signals.latency).reduce(f64::max),
             rates,
         }
     }
 }
 
+// === impl Replica ===
+
+impl Replica {
+    fn frozen(&self) -> bool {
+        self.unchanged >= trust::FROZEN_AFTER && !cfg!(feature = "bug-frozen-believed")
+    }
+}
+
 // === impl Seen ===
 
 impl Seen {
-    /// Work per second of every replica with a rate; none without any.
-    pub fn delivered(&self, output_cost: f64) -> Option<f64> {
-        self.rates.iter().map(|rate| rate.input + output_cost * rate.output).reduce(|a, b| a + b)
+    /// Work per second of every replica with a rate that can be one; none without any.
+    pub fn delivered(&self, output_cost: f64, most: Option<f64>) -> Option<f64> {
+        let work = self.rates.iter().map(|rate| rate.input + output_cost * rate.output);
+        work.filter(|work| most.is_none_or(|most| *work <= most)).reduce(|a, b| a + b)
     }
 }

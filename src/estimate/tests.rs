@@ -20,7 +20,7 @@ fn policy(output_cost: OutputCost) -> PoolPolicy {
         unit: WorkUnit::Tokens,
         output_cost,
         slo: Duration::from_secs(1),
-        source: SourcePolicy::Direct { targets: Vec::new() },
+        source: SourcePolicy::targets(Vec::new()),
         signals: SignalMap::default(),
     }
 }
@@ -53,13 +53,25 @@ fn silent(name: &str, tick: u64) -> Reading {
 struct Told {
     pool: Pool,
     tick: u64,
+    /// Nodes were answered meanwhile.
+    served: bool,
 }
 
 impl Told {
+    fn witness(&self, errors: bool) -> Witness {
+        Witness { errors, served: self.served }
+    }
+
     fn round(&mut self, errors: bool, readings: impl Fn(u64) -> Vec<Reading>) -> Estimate {
         self.tick += 1;
         let round = PoolRound { replicas: readings(self.tick), failed: None };
-        self.pool.update(at(self.tick), INTERVAL, &policy(OutputCost::Stated(4.0)), &round, errors)
+        self.pool.update(
+            at(self.tick),
+            INTERVAL,
+            &policy(OutputCost::Stated(4.0)),
+            &round,
+            self.witness(errors),
+        )
     }
 
     /// Replicas `0..count`, each busy at 500 input and 100 output tokens a second.
@@ -241,7 +253,7 @@ fn the_cost_of_an_output_token_is_learned_from_a_mix_that_varies() {
         input += INTERVAL * 2000.0 * part;
         output += INTERVAL * 250.0 * (1.0 - part);
         let round = PoolRound { replicas: vec![up("r0", tick, input, output, 5.0)], failed: None };
-        pool.update(at(tick), INTERVAL, &policy(OutputCost::Learned), &round, false);
+        pool.update(at(tick), INTERVAL, &policy(OutputCost::Learned), &round, Witness::default());
     }
     let learned = pool.capacity.output_cost(OutputCost::Learned);
     assert!((7.0..9.0).contains(&learned), "{learned}");

@@ -28,13 +28,14 @@ pub struct Target {
 // === impl Target ===
 
 impl Target {
-    /// `host:port`, or a whole URL; `http` and `/metrics` unless stated. The replica's name is
-    /// `host:port`, as a Prometheus would label it, followed by a path that is not `/metrics`.
+    /// `host:port`, or a whole URL; `http` and the path `page` unless stated. The replica's name
+    /// is `host:port`, as a Prometheus would label it, followed by a path that is not `page`.
     ///
     /// # Errors
     /// Says why the text is not an address.
-    pub fn parse(text: &str) -> Result<Target, String> {
+    pub fn parse(text: &str, page: &str) -> Result<Target, String> {
         let text = text.trim();
+        let page = if page.is_empty() { "/metrics" } else { page };
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let fail = |reason: &str| format!("target `{text}` {reason}; write `host:port` or a URL");
         let uri: Uri = url.parse().map_err(|error| fail(&format!("is not a URL ({error})")))?;
@@ -43,11 +44,10 @@ impl Target {
         }
         let authority = uri.authority().ok_or_else(|| fail("has no host"))?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let path = if path == "/" { "/metrics" } else { path };
+        let path = if path == "/" { page } else { path };
         // A password in a URL is used for nothing and never shown.
         let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        let replica =
-            ReplicaId::new(if path == "/metrics" { host.to_owned() } else { format!("{host}{path}") });
+        let replica = ReplicaId::new(if path == page { host.to_owned() } else { format!("{host}{path}") });
         let scheme = uri.scheme_str().unwrap_or("http");
         let uri = format!("{scheme}://{host}{path}").parse().map_err(|_| fail("is not a URL"))?;
         Ok(Target { replica, uri })
@@ -100,16 +100,19 @@ mod tests {
 
     #[test]
     fn targets_are_named_as_a_prometheus_would() {
-        let target = Target::parse("10.0.0.1:8000").unwrap();
+        let target = Target::parse("10.0.0.1:8000", "").unwrap();
         assert_eq!(
             (target.replica.as_str(), target.uri.to_string().as_str()),
             ("10.0.0.1:8000", "http://10.0.0.1:8000/metrics")
         );
-        let target = Target::parse("https://user:secret@gpu:443/engines/0?x=1").unwrap();
+        let target = Target::parse("https://user:secret@gpu:443/engines/0?x=1", "/metrics").unwrap();
         assert_eq!(target.replica.as_str(), "gpu:443/engines/0?x=1");
         assert!(!target.uri.to_string().contains("secret"));
+        let target = Target::parse("http://gpu:8000/", "/prometheus/metrics").unwrap();
+        assert_eq!(target.replica.as_str(), "gpu:8000");
+        assert_eq!(target.uri.path(), "/prometheus/metrics");
         for bad in ["", "ftp://a", "http://", "a b", "unix:///run/x"] {
-            assert!(Target::parse(bad).is_err(), "{bad:?}");
+            assert!(Target::parse(bad, "").is_err(), "{bad:?}");
         }
     }
 }

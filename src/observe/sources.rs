@@ -14,6 +14,7 @@ use crate::observe::prometheus::PrometheusSource;
 use crate::observe::scrape::{Target, scrape};
 use crate::observe::select::Selectors;
 use crate::observe::{Outcome, PoolRound, Reading};
+use crate::policy::source::Targets;
 use crate::policy::{Policy, PoolPolicy, SourcePolicy};
 use crate::unit::{Clock, PoolId, ReplicaId};
 
@@ -200,20 +201,21 @@ impl Pool {
 impl Source {
     fn new(policy: &PoolPolicy) -> Source {
         match &policy.source {
-            SourcePolicy::Prometheus { url } => {
+            SourcePolicy::Prometheus { servers, .. } => {
+                let url = servers.first().map_or("", String::as_str);
                 Source::Prometheus(PrometheusSource::new(url, &policy.signals))
             }
-            SourcePolicy::Direct { targets } => {
+            SourcePolicy::Direct { targets, .. } => {
                 Source::direct(policy, targets).unwrap_or_else(Source::Broken)
             }
         }
     }
 
-    fn direct(policy: &PoolPolicy, texts: &[String]) -> Result<Source, String> {
+    fn direct(policy: &PoolPolicy, wanted: &Targets) -> Result<Source, String> {
         let selectors = Selectors::new(&policy.signals).map_err(|error| error.to_string())?;
         let mut targets: Vec<Target> = Vec::new();
-        for text in texts {
-            let target = Target::parse(text)?;
+        for text in &wanted.fixed {
+            let target = Target::parse(text, &wanted.path)?;
             // A replica listed twice is still one replica.
             if !targets.iter().any(|known| known.replica == target.replica) {
                 targets.push(target);

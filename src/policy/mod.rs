@@ -6,6 +6,8 @@
 #[cfg(feature = "daemon")]
 pub mod check;
 #[cfg(feature = "daemon")]
+pub mod compare;
+#[cfg(feature = "daemon")]
 pub mod diagnostic;
 #[cfg(feature = "daemon")]
 pub mod file;
@@ -16,14 +18,20 @@ mod pool;
 pub mod preset;
 #[cfg(feature = "daemon")]
 pub mod report;
+pub mod selector;
 #[cfg(feature = "daemon")]
 mod shape;
+pub mod source;
 #[cfg(feature = "daemon")]
 mod tier;
+#[cfg(feature = "daemon")]
+mod trap;
 pub mod value;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use source::SourcePolicy;
 
 use crate::unit::{Dimension, Limit, ModelId, PoolId, TierId, WorkUnit};
 
@@ -60,14 +68,6 @@ pub enum OutputCost {
     Stated(f64),
     /// Regressed from what backlogged replicas deliver.
     Learned,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum SourcePolicy {
-    /// Base URL of a Prometheus-compatible server, read by instant queries.
-    Prometheus { url: String },
-    /// Metric pages of the replicas themselves.
-    Direct { targets: Vec<String> },
 }
 
 /// Signal to metric: for a direct source a selector (`name` or `name{label="value"}`), for a

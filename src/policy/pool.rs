@@ -6,9 +6,12 @@ use http::Uri;
 
 use crate::bounds::EXPRESSION_BYTES_MAX;
 use crate::policy::diagnostic::Placed;
-use crate::policy::preset::{self, NAMES, Preset, SIGNALS, Selector};
+use crate::policy::preset::{self, NAMES, Preset, SIGNALS};
 use crate::policy::report::{Report, nearest};
+use crate::policy::selector::{self, Selector};
 use crate::policy::shape::{Named, PoolShape, Text, listed};
+use crate::policy::source::{Access, Targets};
+use crate::policy::trap::trap;
 use crate::policy::value::{self, Refusal};
 use crate::policy::{OutputCost, PoolPolicy, SignalMap, SourcePolicy};
 use crate::unit::WorkUnit;
@@ -31,7 +34,7 @@ pub fn pool(product: &str, name: &Text, shape: &PoolShape, report: &mut Report) 
     let selector = selector(shape, report);
     let preset = shape.preset.as_ref().and_then(|name| preset_of(name, shape, &selector, report));
     let unit = unit(name, shape, preset.as_ref(), report);
-    let source = source(name, shape, report);
+    let source = source(name, shape, preset.as_ref(), report);
     let signals = signals(name, shape, preset.as_ref(), unit, &selector, report);
     let slo = shape.slo.as_ref().and_then(|slo| {
         let parsed = accept(slo, value::duration(&slo.value), report)?;
@@ -91,7 +94,7 @@ fn selector(shape: &PoolShape, report: &mut Report) -> String {
         let help = "remove it: `targets` are read directly, one replica each";
         report.error(&selector.place, "`selector` belongs to `prometheus`", help);
     } else if selector.value.len() > EXPRESSION_BYTES_MAX
-        || preset::matchers(&selector.value).is_none_or(|all| all.is_empty())
+        || selector::matchers(&selector.value).is_none_or(|all| all.is_empty())
     {
         let help = "write label matchers without braces: `selector: 'job=\"vllm\"'`";
         report.error(&selector.place, "`selector` is not a list of label matchers", help);
@@ -132,7 +135,12 @@ fn unit(name: &Text, shape: &PoolShape, preset: Option<&Preset>, report: &mut Re
     }
 }
 
-fn source(name: &Text, shape: &PoolShape, report: &mut Report) -> Option<SourcePolicy> {
+fn source(
+    name: &Text,
+    shape: &PoolShape,
+    preset: Option<&Preset>,
+    report: &mut Report,
+) -> Option<SourcePolicy> {
     match (&shape.prometheus, &shape.targets) {
         (Some(server), None) => {
             let url = url(server, report)?;
@@ -141,7 +149,7 @@ fn source(name: &Text, shape: &PoolShape, report: &mut Report) -> Option<SourceP
                 report.error(&server.place, "a query in the URL of a Prometheus", help);
                 return None;
             }
-            Some(SourcePolicy::Prometheus { url: url.trim_end_matches('/').to_owned() })
+            Some(SourcePolicy::prometheus(url.trim_end_matches('/')))
         }
         (None, Some(list)) => {
             let mut targets: Vec<String> = Vec::with_capacity(list.value.len());
@@ -156,7 +164,10 @@ fn source(name: &Text, shape: &PoolShape, report: &mut Report) -> Option<SourceP
                 }
                 targets.push(url);
             }
-            (targets.len() == list.value.len()).then_some(SourcePolicy::Direct { targets })
+            let path = preset.map(|preset| preset.path.to_owned()).unwrap_or_default();
+            let whole = targets.len() == list.value.len();
+            let targets = Targets { fixed: targets, path, ..Targets::default() };
+            whole.then(|| SourcePolicy::Direct { targets, access: Access::default() })
         }
         (Some(server), Some(list)) => {
             let message = format!("pool `{}` has both `prometheus` and `targets`", name.value);
@@ -224,7 +235,7 @@ fn signals(
             good = false;
             continue;
         };
-        *list = expressions(shape, alternatives, selector, report).unwrap_or_default();
+        *list = expressions(shape, &signal.value, alternatives, selector, report).unwrap_or_default();
         good &= !list.is_empty();
     }
     // A mistyped preset or signal is reported as such, not as a signal that is missing.
@@ -252,13 +263,14 @@ fn signals(
         good = false;
     }
     if map.ready.is_empty() && shape.prometheus.is_some() && !selector.is_empty() {
-        map.ready = vec![preset::narrow("up", selector)];
+        map.ready = vec![selector::narrow("up", selector)];
     }
     (good && named).then_some(map)
 }
 
 fn expressions(
     shape: &PoolShape,
+    signal: &str,
     alternatives: &Placed<Vec<Text>>,
     selector: &str,
     report: &mut Report,
@@ -290,8 +302,12 @@ fn expressions(
         if !accepted || expression.len() > EXPRESSION_BYTES_MAX || expression.chars().any(char::is_control) {
             report.error(&text.place, reason, help);
             good = false;
+        } else if let Some(trap) = trap(signal, expression) {
+            let message = format!("`{}` cannot be `{signal}`: {}", trap.metric, trap.why);
+            report.error(&text.place, message, trap.instead);
+            good = false;
         }
-        list.push(preset::narrow(expression, selector));
+        list.push(selector::narrow(expression, selector));
     }
     good.then_some(list)
 }

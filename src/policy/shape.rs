@@ -55,6 +55,9 @@ pub struct TierShape {
     pub key_limits: Option<Placed<Vec<Text>>>,
 }
 
+/// The policy language that this version reads; a file that says nothing is written in it.
+pub const SCHEMA: u64 = 1;
+
 /// The fields of one mapping, taken one by one; what nobody took is unknown.
 struct Fields<'a> {
     entries: Vec<(Text, Option<Node>)>,
@@ -64,7 +67,7 @@ struct Fields<'a> {
     report: &'a mut Report,
 }
 
-const FILE_FIELDS: [&str; 5] = ["product", "interval", "pools", "models", "tiers"];
+const FILE_FIELDS: [&str; 6] = ["schema", "product", "interval", "pools", "models", "tiers"];
 const POOL_FIELDS: [&str; 8] =
     ["preset", "targets", "prometheus", "selector", "slo", "output_token_cost", "unit", "signals"];
 const MODEL_FIELDS: [&str; 2] = ["pool", "tiers"];
@@ -80,6 +83,9 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         return None;
     }
     let mut fields = Fields::open(root, "the file".to_owned(), place.clone(), &FILE_FIELDS, report)?;
+    if !fields.schema() {
+        return None;
+    }
     let product = fields.required_text("product", "write `product: NAME`, a name of its own for each file");
     let interval = fields.text("interval");
     let pools = fields.entries("pools", "pool", true);
@@ -227,6 +233,26 @@ impl<'a> Fields<'a> {
             self.missing(field, help);
         }
         self.text(field)
+    }
+
+    /// Whether the file is written in a language that is read here. What a newer one adds is no
+    /// mistake of its own, so nothing else of such a file is looked at.
+    fn schema(&mut self) -> bool {
+        let Some(schema) = self.text("schema") else { return true };
+        let number = schema.value.parse::<u64>().ok().filter(|number| number.to_string() == schema.value);
+        match number {
+            Some(SCHEMA) => return true,
+            Some(newer) if newer > SCHEMA => {
+                let message = format!("`schema` is {newer}, this tidegate reads {SCHEMA}");
+                let help = format!("run a tidegate that reads {newer}; until then the policy in force stays");
+                self.report.error(&schema.place, message, help);
+            }
+            _ => {
+                let message = format!("`schema` is `{}`, not a schema of the policy language", schema.value);
+                self.report.error(&schema.place, message, format!("write `schema: {SCHEMA}`, or nothing"));
+            }
+        }
+        false
     }
 
     fn leaf(&mut self, field: &str, node: Node, wanted: &str) -> Option<Text> {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -27,16 +28,27 @@ pub struct Announced {
 pub type Reloaded = Result<String, String>;
 /// Asks for a reload; answered once.
 pub type ReloadRequest = oneshot::Sender<Reloaded>;
+/// Asks to go back to the policy of a version, or to the last other one; answered once.
+#[derive(Debug)]
+pub struct RollbackRequest {
+    pub to: Option<u64>,
+    pub respond: oneshot::Sender<Reloaded>,
+}
 /// Writes the metrics page.
-pub type MetricsPage = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+pub type MetricsPage = Box<dyn Fn() -> Bytes + Send + Sync>;
 
 pub struct Board {
     announced: watch::Sender<Option<Arc<Announced>>>,
     closing: watch::Sender<bool>,
     pub inbox: Inbox,
     pub reloads: mpsc::Sender<ReloadRequest>,
+    /// None: nobody here can roll back.
+    pub rollbacks: Option<mpsc::Sender<RollbackRequest>>,
     pub metrics: MetricsPage,
-    pub token: Token,
+    /// Replaced when its file is.
+    pub token: ArcSwap<Token>,
+    /// How the last reload went, as JSON.
+    reload: ArcSwap<Bytes>,
     /// Off loopback, reading takes the token too.
     pub reads_need_token: bool,
 }
@@ -55,8 +67,10 @@ impl Board {
             closing: watch::Sender::new(false),
             inbox: Inbox::default(),
             reloads,
+            rollbacks: None,
             metrics,
-            token,
+            token: ArcSwap::from_pointee(token),
+            reload: ArcSwap::from_pointee(Bytes::from_static(b"null")),
             reads_need_token,
         }
     }
@@ -64,6 +78,19 @@ impl Board {
     /// Shows a table to everyone who waits for one. It must be durable already.
     pub fn announce(&self, announced: Announced) {
         self.announced.send_replace(Some(Arc::new(announced)));
+    }
+
+    /// Shows how the last reload went: one JSON value.
+    pub fn show_reload(&self, json: Bytes) {
+        self.reload.store(Arc::new(json));
+    }
+
+    /// The last journal entry, with how the last reload went.
+    pub fn status(&self) -> Option<Bytes> {
+        let latest = self.latest()?;
+        let reload = self.reload.load();
+        let fields = latest.status.strip_prefix(b"{").unwrap_or_default();
+        Some(Bytes::from([b"{\"reload\":", &reload[..], b",", fields].concat()))
     }
 
     pub fn latest(&self) -> Option<Arc<Announced>> {

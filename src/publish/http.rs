@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -17,7 +18,7 @@ use crate::bounds::RELOAD_WAIT;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::SERVER_BODY_WAIT;
 use crate::bounds::WATCH_WAIT_MAX;
-use crate::publish::board::{Announced, Board};
+use crate::publish::board::{Announced, Board, Reloaded, RollbackRequest};
 use crate::publish::inbox::Refused;
 use crate::wire::{Stamp, UsageReport};
 
@@ -40,21 +41,21 @@ pub async fn answer(board: Arc<Board>, request: Request<Incoming>) -> Answer {
                 read(&board, &path, &request).await
             }
         }
-        "/v1/usage" | "/-/reload" if method == Method::POST => {
-            if !admitted(&board, request.headers()) {
+        "/v1/usage" | "/-/reload" | "/-/rollback" if method == Method::POST => {
+            if cross_site(request.headers()) {
+                forbidden()
+            } else if !admitted(&board, request.headers()) {
                 unauthorized()
-            } else if path == "/-/reload" {
-                reload(&board).await
             } else {
-                usage(&board, request).await
+                write(&board, &path, request).await
             }
         }
         "/-/healthy" | "/-/ready" | "/v1/table" | "/v1/status" | "/metrics" => not_allowed("GET, HEAD"),
-        "/v1/usage" | "/-/reload" => not_allowed("POST"),
+        "/v1/usage" | "/-/reload" | "/-/rollback" => not_allowed("POST"),
         _ => refuse(
             StatusCode::NOT_FOUND,
             "there is nothing at this path",
-            "ask /v1/table, /v1/status, /v1/usage, /metrics, /-/healthy, /-/ready or /-/reload",
+            "ask /v1/table, /v1/status, /v1/usage, /metrics, /-/healthy, /-/ready, /-/reload or /-/rollback",
         ),
     };
     if head { answer.map(|_| Full::default()) } else { answer }
@@ -63,14 +64,22 @@ pub async fn answer(board: Arc<Board>, request: Request<Incoming>) -> Answer {
 async fn read(board: &Board, path: &str, request: &Request<Incoming>) -> Answer {
     match path {
         "/v1/table" => table(board, request).await,
-        "/v1/status" => match board.latest() {
-            Some(latest) => sized(Response::new(Full::new(latest.status.clone())), "application/json"),
+        "/v1/status" => match board.status() {
+            Some(status) => sized(Response::new(Full::new(status)), "application/json"),
             None => not_yet(),
         },
         _ => {
-            let page = Full::new(Bytes::from((board.metrics)()));
+            let page = Full::new((board.metrics)());
             sized(Response::new(page), "text/plain; version=0.0.4; charset=utf-8")
         }
+    }
+}
+
+async fn write(board: &Board, path: &str, request: Request<Incoming>) -> Answer {
+    match path {
+        "/-/reload" => reload(board).await,
+        "/-/rollback" => rollback(board, request.uri().query()).await,
+        _ => usage(board, request).await,
     }
 }
 
@@ -246,14 +255,34 @@ async fn reload(board: &Board) -> Answer {
         board.reloads.send(respond).await.ok()?;
         response.await.ok()
     };
-    match tokio::time::timeout(RELOAD_WAIT, asked).await {
-        Ok(Some(Ok(line))) => text(&format!("{line}\n")),
-        Ok(Some(Err(diagnostics))) => refuse(
-            StatusCode::BAD_REQUEST,
-            &diagnostics,
-            "correct the files and reload; the last good policy stays in force",
-        ),
-        _ => later(refuse(
+    let remedy = "correct the files and reload; the last good policy stays in force";
+    ordered(tokio::time::timeout(RELOAD_WAIT, asked).await.ok().flatten(), remedy)
+}
+
+async fn rollback(board: &Board, query: Option<&str>) -> Answer {
+    let remedy = "write `?to=VERSION`, or nothing for the policy before this one; `reload.kept` of \
+                  /v1/status has what is kept";
+    let to = match query.filter(|query| !query.is_empty()) {
+        None => None,
+        Some(query) => match query.strip_prefix("to=").map(str::parse::<u64>) {
+            Some(Ok(version)) => Some(version),
+            _ => return refuse(StatusCode::BAD_REQUEST, "not a version to go back to", remedy),
+        },
+    };
+    let (respond, response) = tokio::sync::oneshot::channel();
+    let asked = async {
+        board.rollbacks.as_ref()?.send(RollbackRequest { to, respond }).await.ok()?;
+        response.await.ok()
+    };
+    ordered(tokio::time::timeout(RELOAD_WAIT, asked).await.ok().flatten(), remedy)
+}
+
+/// What came of an operator's order.
+fn ordered(outcome: Option<Reloaded>, remedy: &str) -> Answer {
+    match outcome {
+        Some(Ok(line)) => text(&format!("{line}\n")),
+        Some(Err(reason)) => refuse(StatusCode::BAD_REQUEST, &reason, remedy),
+        None => later(refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             "the policy was not read in time",
             "look at the log, then try again",
@@ -264,7 +293,21 @@ async fn reload(board: &Board) -> Answer {
 // === answers ===
 
 fn admitted(board: &Board, headers: &HeaderMap) -> bool {
-    board.token.admits(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let first = given.next().map(HeaderValue::as_bytes);
+    given.next().is_none() && board.token.load().admits(first)
+}
+
+/// Sent by a browser for some page: nodes and operators' tools send neither header, and no page has
+/// an order to give.
+fn cross_site(headers: &HeaderMap) -> bool {
+    let fetch = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    headers.contains_key(ORIGIN) || fetch.is_some_and(|site| site != b"none")
+}
+
+fn forbidden() -> Answer {
+    let remedy = "send it with a program: without `Origin` and `Sec-Fetch-Site`";
+    closing(refuse(StatusCode::FORBIDDEN, "this endpoint takes no orders from web pages", remedy))
 }
 
 fn unauthorized() -> Answer {

@@ -25,6 +25,7 @@ use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
+use crate::supervise::failpoint;
 
 /// A running listener.
 #[derive(Debug)]
@@ -47,18 +48,43 @@ impl Server {
         tls: Option<Arc<ServerConfig>>,
         board: Arc<Board>,
     ) -> std::io::Result<Server> {
+        Server::start_bounded(listener, tls, board, SERVER_CONNECTIONS_MAX)
+    }
+
+    /// With so many connections at a time.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start_bounded(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        board: Arc<Board>,
+        connections_max: usize,
+    ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting =
-            tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), Arc::clone(&board), stopped));
+        let accepting = tokio::spawn(accept(
+            listener,
+            tls.map(TlsAcceptor::from),
+            Arc::clone(&board),
+            stopped,
+            connections_max,
+        ));
         Ok(Server { addr, stop, accepting, board })
+    }
+
+    /// Resolves when it accepts no more although nobody stopped it.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.accepting).await;
     }
 
     /// Accepts nothing more, answers whoever waits, and gives the rest [`SERVER_DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
-        let _ = self.accepting.await;
+        if !self.accepting.is_finished() {
+            let _ = self.accepting.await;
+        }
     }
 }
 
@@ -67,10 +93,12 @@ async fn accept(
     tls: Option<TlsAcceptor>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
+    connections_max: usize,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(SERVER_CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(connections_max));
     loop {
+        failpoint("accept", "control");
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
             Some((slot, listener.accept().await))

@@ -170,7 +170,7 @@ fn policy(chance: &mut Chance, capacity: f64) -> Policy {
         unit: WorkUnit::Tokens,
         output_cost: OutputCost::Stated(OUTPUT_COST),
         slo: Duration::from_secs(2),
-        source: SourcePolicy::Direct { targets: Vec::new() },
+        source: SourcePolicy::targets(Vec::new()),
         signals: SignalMap::default(),
     };
     Policy {

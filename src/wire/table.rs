@@ -139,6 +139,13 @@ impl LimitTable {
         Ok(bytes)
     }
 
+    /// The part of the bounds that the table fills, encoded to `bytes`: the fullest of them.
+    pub fn filled(&self, bytes: usize) -> f64 {
+        let shares: usize = self.pools.values().map(|pool| pool.shares.len()).sum();
+        let entries = self.rows.len().max(self.pools.len()).max(shares);
+        (bytes as f64 / TABLE_BYTES_MAX as f64).max(entries as f64 / TABLE_ENTRIES_MAX as f64)
+    }
+
     /// Decodes and validates; what it returns may be applied.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ struct Stand {
 
 async fn stand(reads_need_token: bool) -> Stand {
     let (sender, reloads) = mpsc::channel(1);
-    let page = Box::new(|| b"up 1\n".to_vec());
+    let page = Box::new(|| Bytes::from_static(b"up 1\n"));
     let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), reads_need_token, sender, page));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(listener, None, Arc::clone(&board)).unwrap();
@@ -199,7 +199,7 @@ async fn the_listener_speaks_tls() {
     assert!(tls_config(&key, &cert).unwrap_err().contains("key.pem"));
 
     let (sender, _reloads) = mpsc::channel(1);
-    let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), true, sender, Box::new(Vec::new)));
+    let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), true, sender, Box::new(Bytes::new)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server::start(listener, Some(tls_config(&cert, &key).unwrap()), board).unwrap();
 

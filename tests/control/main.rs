@@ -9,10 +9,14 @@
     reason = "a broken promise ends the test"
 )]
 
+mod edits;
 mod http;
 mod observe;
+mod policies;
+mod presets;
 mod program;
 mod prometheus;
+mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;

@@ -17,7 +17,7 @@ fn sources(policy: &Policy) -> (Sources, Arc<SystemClock>) {
 }
 
 fn direct(targets: Vec<String>, interval: Duration) -> Policy {
-    policy(SourcePolicy::Direct { targets }, interval, 1000, "d")
+    policy(SourcePolicy::targets(targets), interval, 1000, "d")
 }
 
 async fn round(sources: &mut Sources) -> PoolRound {
@@ -112,7 +112,7 @@ async fn a_prometheus_names_the_replicas() {
         {"metric":{"__name__":"x","instance":"a:1","engine":"1"},"value":[1000.5,"3"]},
         {"metric":{"__name__":"x","instance":"b:1","engine":"0"},"value":[1000.5,"7"]}]}}"#;
     let server = serve(Manner::Answers(200, "application/json", body.to_owned())).await;
-    let source = SourcePolicy::Prometheus { url: format!("http://{server}/") };
+    let source = SourcePolicy::prometheus(format!("http://{server}/"));
     let (mut sources, _) = sources(&policy(source, Duration::from_secs(2), 1000, "d"));
     let round = round(&mut sources).await;
     assert_eq!((round.failed.clone(), round.replicas.len()), (None, 2));
@@ -132,7 +132,7 @@ async fn a_prometheus_that_fails_says_nothing_about_replicas() {
         (serve(Manner::Redirects("http://127.0.0.1:1/".to_owned())).await, "redirects are not followed"),
     ];
     for (addr, reason) in cases {
-        let source = SourcePolicy::Prometheus { url: format!("http://{addr}") };
+        let source = SourcePolicy::prometheus(format!("http://{addr}"));
         let (mut sources, _) = sources(&policy(source, Duration::from_secs(1), 1000, "d"));
         let round = round(&mut sources).await;
         assert!(round.replicas.is_empty());

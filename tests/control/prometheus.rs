@@ -30,7 +30,7 @@ fn work_done(reading: &Reading) -> (unit::Instant, f64) {
 }
 
 fn renamed(url: &str) -> Policy {
-    let source = SourcePolicy::Prometheus { url: url.to_owned() };
+    let source = SourcePolicy::prometheus(url);
     let mut policy = policy(source, Duration::from_secs(2), 1000, "d");
     let pool = policy.pools.get_mut("gpu").unwrap();
     // A name nobody has yet comes first; a label is asked for as PromQL does.

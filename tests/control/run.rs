@@ -38,7 +38,7 @@ impl Place {
     }
 
     fn options(&self) -> Options {
-        let source = SourcePolicy::Direct { targets: vec![self.target.clone()] };
+        let source = SourcePolicy::targets(vec![self.target.clone()]);
         Options::new(self.dir.path().join("policies"), self.state(), loader(source, INTERVAL))
     }
 
@@ -78,7 +78,7 @@ async fn a_table_is_on_disk_before_it_is_announced_and_renewed_every_tick() {
     })
     .await;
     assert!(later.stamp > first.stamp);
-    assert_eq!(metric(running.addr, "tidegate_observe_up{pool=\"gpu\"}").await, 1.0);
+    assert_eq!(metric(running.addr, "tidegate_observe_replicas{pool=\"gpu\",state=\"up\"}").await, 1.0);
     assert_eq!(metric(running.addr, "tidegate_policy_last_reload_successful").await, 1.0);
     assert!(metric(running.addr, "tidegate_publish_table_bytes").await > 100.0);
     running.shutdown().await;
@@ -220,7 +220,7 @@ async fn without_state_it_begins_above_what_nodes_report() {
 }
 
 #[tokio::test]
-async fn a_failing_disk_keeps_the_last_good_table_and_the_loop() {
+async fn a_failing_disk_is_told_and_tables_go_on_under_an_epoch_of_their_own() {
     let place = Place::new().await;
     let mut options = place.options();
     // Every entry begins a new file.
@@ -235,16 +235,24 @@ async fn a_failing_disk_keeps_the_last_good_table_and_the_loop() {
     let name = "tidegate_publish_last_write_successful";
     until("the alarm", async || (metric(addr, name).await == 0.0).then_some(())).await;
     let failures = "tidegate_publish_failures_total{channel=\"journal\"}";
-    let held = get(addr, "/v1/table").await;
+    let stored = load_table(&place.state()).unwrap().unwrap().stamp;
     let count = metric(addr, failures).await;
-    until("a failing turn", async || (metric(addr, failures).await > count + 2.0).then_some(())).await;
-    assert_eq!(get(addr, "/v1/table").await.etag(), held.etag());
+    until("failing turns", async || (metric(addr, failures).await > count + 3.0).then_some(())).await;
+    let unstored = table(addr).await.stamp;
+    assert_eq!(unstored.epoch, stored.epoch + 1);
+    until("a renewal", async || (table(addr).await.stamp > unstored).then_some(())).await;
+    assert_eq!(load_table(&place.state()).unwrap().unwrap().stamp, stored);
     assert_eq!(get(addr, "/-/ready").await.status, 200);
     for name in [".table.json.tmp", ".journal.jsonl.tmp"] {
         std::fs::remove_dir(place.state().join(name)).unwrap();
     }
-    until("another table", async || (get(addr, "/v1/table").await.etag() != held.etag()).then_some(())).await;
     until("no alarm", async || (metric(addr, name).await == 1.0).then_some(())).await;
+    running.shutdown().await;
+    assert!(load_table(&place.state()).unwrap().unwrap().stamp > unstored);
+    // A clean end: the next run goes on where this one stopped.
+    let epoch = load_table(&place.state()).unwrap().unwrap().stamp.epoch;
+    let running = place.start().await;
+    assert_eq!(table(running.addr).await.stamp.epoch, epoch);
     running.shutdown().await;
 }
 

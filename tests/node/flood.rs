@@ -96,7 +96,8 @@ async fn connect_from(source: u32, to: SocketAddr) -> TcpStream {
     timed(socket.connect(to)).await.unwrap()
 }
 
-/// Requests with keys nobody has ever seen; the statuses of all answers.
+/// Requests with keys nobody has ever seen; how many were answered before the connection was closed
+/// on this source or one that shares its count.
 async fn strangers(proxy: SocketAddr, source: u32, count: usize) -> usize {
     let mut socket = connect_from(source, proxy).await;
     let requests: String = (0..count)
@@ -106,26 +107,23 @@ async fn strangers(proxy: SocketAddr, source: u32, count: usize) -> usize {
         })
         .collect();
     let (mut reader, mut writer) = socket.split();
-    let send = async { writer.write_all(requests.as_bytes()).await.unwrap() };
     let receive = async {
-        let (mut answers, mut buffer, mut text) = (0, vec![0; 1 << 16], String::new());
+        let (mut answers, mut buffer, mut tail) = (0, vec![0; 1 << 16], Vec::new());
         while answers < count {
-            let read = timed(reader.read(&mut buffer)).await.unwrap();
-            assert!(read > 0, "closed after {answers}");
-            text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
-            let whole = text.rfind("HTTP/1.1").unwrap_or(0);
-            answers += text[..whole].matches("HTTP/1.1 401").count();
-            text.drain(..whole);
-            // Nothing of the last answer is missing when its object is closed.
-            if text.ends_with("}}") {
-                answers += text.matches("HTTP/1.1 401").count();
-                text.clear();
-            }
+            let Ok(read @ 1..) = timed(reader.read(&mut buffer)).await else { break };
+            tail.extend_from_slice(&buffer[..read]);
+            // Every answer has this once; one that is cut in two is counted with its rest.
+            answers += tail.windows(CODE.len()).filter(|window| *window == CODE).count();
+            let kept = tail.len().min(CODE.len() - 1);
+            tail.drain(..tail.len() - kept);
         }
         answers
     };
+    let send = async { drop(writer.write_all(requests.as_bytes()).await) };
     futures_util::future::join(send, receive).await.1
 }
+
+const CODE: &[u8] = b"invalid_api_key";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i01_keys_nobody_knows_leave_nothing_behind_and_known_ones_are_served() {
@@ -136,9 +134,10 @@ async fn i01_keys_nobody_knows_leave_nothing_behind_and_known_ones_are_served() 
     let flood = |from: u32, to: u32| {
         let node = Arc::clone(&node);
         async move {
-            let mut answered = 0;
-            for source in from..to {
+            let (mut answered, mut source) = (0, from);
+            while answered < (to - from) as usize * EACH {
                 answered += strangers(node.proxy, source * 7 + 1, EACH).await;
+                source += 2;
             }
             answered
         }
@@ -151,11 +150,11 @@ async fn i01_keys_nobody_knows_leave_nothing_behind_and_known_ones_are_served() 
     let known = tokio::spawn(async move { known.known(&stopping).await });
     let began = Instant::now();
     let half = connections / 2;
-    let answered = futures_util::future::join(flood(50, 50 + half), flood(50 + half, 50 + connections)).await;
+    let answered = futures_util::future::join(flood(50, 50 + half), flood(51, 51 + connections - half)).await;
     let seconds = began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     let took = known.await.unwrap();
-    assert_eq!(answered.0 + answered.1, connections as usize * EACH);
+    assert!(answered.0 + answered.1 >= connections as usize * EACH);
     let after = node.memory("VmRSS");
     println!(
         "{} unknown keys in {seconds:.1} s: {before} KiB before, {after} KiB after; a known key was served {} times \

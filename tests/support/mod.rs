@@ -16,11 +16,12 @@ pub mod prometheus;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::control::reload::{Loaded, Loader};
+use tidegate::control::standing::Origin;
+use tidegate::policy::load::Contents;
 use tidegate::policy::{Grant, ModelPolicy, OutputCost, Policy, PoolPolicy, SignalMap, SourcePolicy};
 use tidegate::unit::{Limit, WorkUnit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -286,23 +287,15 @@ pub fn policy(source: SourcePolicy, interval: Duration, ceiling: u64, digest: &s
 
 /// A loader for directories whose `*.yaml` files hold one number, the ceiling.
 pub fn loader(source: SourcePolicy, interval: Duration) -> Loader {
-    let parse = move |files: Vec<(String, Vec<u8>)>| {
+    Loader::new(move |contents: Contents| {
+        if let Some(problem) = contents.problems.first() {
+            return Err(problem.to_string());
+        }
+        let files = contents.files;
         let (name, bytes) = files.first().ok_or("there is no policy file")?;
         let text = String::from_utf8_lossy(bytes).trim().to_owned();
         let ceiling: u64 = text.parse().map_err(|_| format!("{name}:1:1: `{text}` is not a number"))?;
         let policy = Arc::new(policy(source.clone(), interval, ceiling, &text));
-        Ok(Loaded { policy, files, warnings: Vec::new() })
-    };
-    let from_files = parse.clone();
-    let from_dir = move |dir: &Path| {
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(|error| error.to_string())?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".yaml") {
-                files.push((name, std::fs::read(entry.path()).map_err(|error| error.to_string())?));
-            }
-        }
-        parse(files)
-    };
-    Loader::new(from_dir, from_files)
+        Ok(Loaded { policy, files, warnings: Vec::new(), origin: Origin::Directory })
+    })
 }

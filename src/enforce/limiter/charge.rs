@@ -116,6 +116,7 @@ impl Limiter {
         let admitted = &mut row.counted.admitted;
         admitted.requests = admitted.requests.saturating_sub(1).saturating_add(actual.requests);
         admitted.work = admitted.work.saturating_sub(ticket.reserved.work).saturating_add(actual.work);
+        row.settled_work = row.settled_work.saturating_add(actual.work);
         let rules = row.rules;
         let context = rules.as_ref().zip(held.as_ref()).map(|(rules, held)| (rules, held, now));
         correct(&ticket, &mut row.buckets, Scope::Tier, &actual, context);

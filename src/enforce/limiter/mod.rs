@@ -21,6 +21,8 @@ use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::Yields;
 use crate::wire::{Held, LimitTable, Offer, TableError};
 
+pub use usage::RowCounts;
+
 use rows::{PoolState, Rows, Rules};
 
 /// Retry-After where no exact time is known: a count that is full, a pool without room.

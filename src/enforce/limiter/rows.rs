@@ -44,6 +44,8 @@ pub struct RowState {
     /// Learned output tokens of a request.
     pub output: Option<f64>,
     pub counted: Counted,
+    /// Work of requests that have ended; unlike what is admitted it never falls.
+    pub settled_work: u64,
 }
 
 /// A row of the table, flattened for the request path.
@@ -157,6 +159,10 @@ impl Rows {
         order.filter_map(|at| self.rows.get(*at))
     }
 
+    pub fn pool_places(&self) -> impl Iterator<Item = (usize, &PoolId)> {
+        self.pool_names.iter().map(|(name, at)| (*at, name))
+    }
+
     pub fn pools(&self) -> impl Iterator<Item = (&PoolId, &PoolState)> {
         self.pool_names.iter().filter_map(|(name, at)| self.pools.get(*at).map(|pool| (name, pool)))
     }
@@ -202,6 +208,7 @@ impl Rows {
             in_flight: 0,
             output: None,
             counted: Counted::default(),
+            settled_work: 0,
         });
         next
     }

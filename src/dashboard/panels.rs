@@ -1,0 +1,484 @@
+//! Every panel and its queries, in the order of the loop.
+
+use super::Colour::{Green, Orange, Red};
+use super::{Panel, Query, Row};
+
+/// Work a second: what is counted depends on the pool.
+const WORK: &str = "suffix: work/s";
+
+pub const ROWS: &[Row] = &[
+    Row { title: "1 Signals: what the replicas report", panels: SIGNALS },
+    Row { title: "2 Estimate: what the pool can do, and what is asked of it", panels: ESTIMATE },
+    Row { title: "3 Decision: how much the pool may admit, and why", panels: DECISION },
+    Row { title: "4 Allocation: who gets how much of it", panels: ALLOCATION },
+    Row { title: "5 Publication: what the nodes are told", panels: PUBLICATION },
+    Row { title: "6 Enforcement: what clients get", panels: ENFORCEMENT },
+    Row { title: "Processes", panels: PROCESSES },
+];
+
+const SIGNALS: &[Panel] = &[
+    Panel::lines(
+        "Replicas",
+        "short",
+        "Replicas by what they answered. Down: they refuse; look at the replicas. Silent: timeout or a page \
+         that cannot be read; look at the network and at the controller's log.",
+        &[Query::of(
+            "sum by (pool, state) (tidegate_observe_replicas{pool=~\"$pool\"})",
+            "{{pool}} {{state}}",
+        )],
+    ),
+    Panel::lines(
+        "Requests at the replicas",
+        "short",
+        "Running and waiting. Much waiting with little running: the replicas are stuck, not full. Waiting \
+         without refusals below: load comes past the nodes.",
+        &[
+            Query::of("tidegate_observe_running_requests{pool=~\"$pool\"}", "{{pool}} running"),
+            Query::of("tidegate_observe_waiting_requests{pool=~\"$pool\"}", "{{pool}} waiting"),
+        ],
+    ),
+    Panel::lines(
+        "Work delivered",
+        WORK,
+        "What the replicas say they finish. It falls with them; if it falls alone, requests became heavier or \
+         the engine is throttled.",
+        &[Query::of("tidegate_observe_work_per_second{pool=~\"$pool\"}", "{{pool}}")],
+    ),
+    Panel::lines(
+        "Age of the newest reading",
+        "s",
+        "Above 2 intervals nothing rises, above 5 the budget drifts to safe. Look at the source: Prometheus, \
+         the replicas, or the network between.",
+        &[Query::of("tidegate_observe_age_seconds{pool=~\"$pool\"}", "{{pool}}")],
+    )
+    .steps(&[(4.0, Orange), (10.0, Red)]),
+    Panel::lines(
+        "Readings that failed",
+        "ops",
+        "Down and silent replicas, and sources that could not be read at all, a second. The log names each \
+         with its reason.",
+        &[Query::of(
+            "sum by (pool, kind) (rate(tidegate_observe_failures_total{pool=~\"$pool\"}[$__rate_interval]))",
+            "{{pool}} {{kind}}",
+        )],
+    ),
+    Panel::number(
+        "Source readable",
+        "short",
+        "0: the pool's source as a whole cannot be read, so limits hold and then drift to safe. Repair the \
+         source; nothing is needed at the controller.",
+        &[Query::constant("min by (pool) (tidegate_observe_source_up{pool=~\"$pool\"})", "{{pool}}")],
+    )
+    .steps(&[(0.0, Red), (1.0, Green)]),
+];
+
+const ESTIMATE: &[Panel] = &[
+    Panel::lines(
+        "Ready replicas",
+        "short",
+        "Replicas believed ready. A fraction, or a slow fall: a large loss with one sign only is taken 30 % an \
+         interval until upstream errors at the nodes confirm it.",
+        &[Query::of("tidegate_estimate_ready_replicas{pool=~\"$pool\"}", "{{pool}}")],
+    ),
+    Panel::lines(
+        "Capacity and demand",
+        WORK,
+        "Demand above capacity is refused below: that is the design, add replicas if it lasts. Capacity absent: \
+         the pool was never busy enough to be measured.",
+        &[
+            Query::of("tidegate_estimate_capacity_work_per_second{pool=~\"$pool\"}", "{{pool}} capacity"),
+            Query::of("tidegate_estimate_offered_work_per_second{pool=~\"$pool\"}", "{{pool}} offered"),
+            Query::of("tidegate_estimate_admitted_work_per_second{pool=~\"$pool\"}", "{{pool}} admitted"),
+        ],
+    ),
+    Panel::lines(
+        "What one replica delivers",
+        WORK,
+        "Measured while a backlog keeps replicas busy. A step without a deployment: other hardware, another \
+         model, or throttling.",
+        &[Query::of("tidegate_estimate_replica_work_per_second{pool=~\"$pool\"}", "{{pool}}")],
+    ),
+    Panel::states(
+        "Trust in the readings",
+        "Fresh, held (nothing rises) or stale (steers to safe). Anything but fresh: see the age and the \
+         failures above.",
+        &[Query::constant(
+            "max by (pool, state) (tidegate_estimate_freshness{pool=~\"$pool\"}) == 1",
+            "{{pool}} {{state}}",
+        )],
+    ),
+    Panel::lines(
+        "Work of an output token",
+        "short",
+        "In input tokens; stated by the policy or learned. A jump of a learned one moves every limit in \
+         tokens: state it in the policy if it does not settle.",
+        &[Query::constant("tidegate_estimate_output_token_cost_ratio{pool=~\"$pool\"}", "{{pool}}")],
+    ),
+    Panel::states(
+        "Backlog and upstream errors",
+        "Backlogged: capacity is being measured. Upstream errors: nodes see more than a healthy pool has; a \
+         loss of replicas is then believed at once.",
+        &[
+            Query::constant(
+                "max by (pool) (tidegate_estimate_backlogged{pool=~\"$pool\"})",
+                "{{pool}} backlogged",
+            ),
+            Query::constant(
+                "max by (pool) (tidegate_estimate_upstream_errors_significant{pool=~\"$pool\"})",
+                "{{pool}} upstream errors",
+            ),
+        ],
+    ),
+];
+
+const DECISION: &[Panel] = &[
+    Panel::lines(
+        "Budget",
+        WORK,
+        "What the pool may admit, beside what it can do. Above capacity it probes; far below it a queue drains \
+         or signals are missing: the reason says which.",
+        &[
+            Query::of("tidegate_decide_budget_work_per_second{pool=~\"$pool\"}", "{{pool}} budget"),
+            Query::of("tidegate_estimate_capacity_work_per_second{pool=~\"$pool\"}", "{{pool}} capacity"),
+        ],
+    ),
+    Panel::states(
+        "Reason",
+        "Why the budget is what it is; the README lists what each reason does. overload again and again: load \
+         comes past the nodes, or the SLO is tighter than the engine can keep.",
+        &[Query::of(
+            "max by (pool, reason) (tidegate_decide_reason{pool=~\"$pool\"}) == 1",
+            "{{pool}} {{reason}}",
+        )],
+    ),
+    Panel::states(
+        "Motion",
+        "follow: it went to what was measured. steer: bounded steps, nobody measured where it goes. hold: \
+         unchanged.",
+        &[Query::of(
+            "max by (pool, motion) (tidegate_decide_motion{pool=~\"$pool\"}) == 1",
+            "{{pool}} {{motion}}",
+        )],
+    ),
+    Panel::lines(
+        "Waiting and its threshold",
+        "short",
+        "Waiting requests beyond the threshold are overload, by a test at 1 %. Always near it: the pool runs at \
+         its SLO, which is where it should run when demand is there.",
+        &[
+            Query::of("tidegate_observe_waiting_requests{pool=~\"$pool\"}", "{{pool}} waiting"),
+            Query::of("tidegate_decide_overload_threshold_requests{pool=~\"$pool\"}", "{{pool}} threshold"),
+        ],
+    ),
+    Panel::lines(
+        "Room in the pool",
+        "short",
+        "Admitted work that may wait, and requests that may be in flight, all nodes together. Refusals for \
+         room below: these were full.",
+        &[
+            Query::of("tidegate_decide_waiting_work_limit{pool=~\"$pool\"}", "{{pool}} waiting work"),
+            Query::of(
+                "tidegate_decide_in_flight_limit_requests{pool=~\"$pool\"}",
+                "{{pool}} requests in flight",
+            ),
+        ],
+    ),
+    Panel::states(
+        "Degraded, binding, contended",
+        "Degraded: limits follow old signals. Binding: somebody is refused whom a higher budget would admit. \
+         Contended: lower tiers leave more room to higher ones.",
+        &[
+            Query::constant("max by (pool) (tidegate_decide_degraded{pool=~\"$pool\"})", "{{pool}} degraded"),
+            Query::constant("max by (pool) (tidegate_decide_binding{pool=~\"$pool\"})", "{{pool}} binding"),
+            Query::constant(
+                "max by (pool) (tidegate_decide_contended{pool=~\"$pool\"})",
+                "{{pool}} contended",
+            ),
+        ],
+    ),
+];
+
+const ALLOCATION: &[Panel] = &[
+    Panel::lines(
+        "Limit of a tier",
+        WORK,
+        "What each tier may use, before rounding and ramps. If it is not what you expect, the rule that set it \
+         is two panels on.",
+        &[Query::of(
+            "sum by (pool, tier) (tidegate_allocate_limit_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+            "{{pool}} {{tier}}",
+        )],
+    ),
+    Panel::lines(
+        "Demand over limit",
+        "percentunit",
+        "Above 100 % the tier asks for more than it may use and is refused the rest. Lasting, in a tier that \
+         pays: add replicas or raise its weight.",
+        &[Query::of(
+            "sum by (pool, tier) (tidegate_allocate_demand_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}) \
+             / sum by (pool, tier) (tidegate_allocate_limit_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+            "{{pool}} {{tier}}",
+        )],
+    )
+    .steps(&[(1.0, Orange)]),
+    Panel::states(
+        "The rule that set the limit",
+        "uncontended, fair_share (the level times the weight), guarantee, ceiling, or priority: guarantees do \
+         not fit and higher priorities went first. priority for long: you sold more than there is.",
+        &[Query::of(
+            "sum by (pool, tier, bound) (tidegate_allocate_bound{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}) > 0",
+            "{{pool}} {{tier}} {{bound}}",
+        )],
+    ),
+    Panel::lines(
+        "Demand of a tier",
+        WORK,
+        "Offered work, smoothed, admitted or not. One tier alone climbing: look for a client that retries \
+         without waiting.",
+        &[Query::of(
+            "sum by (pool, tier) (tidegate_allocate_demand_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+            "{{pool}} {{tier}}",
+        )],
+    ),
+    Panel::lines(
+        "Guarantee and safe",
+        WORK,
+        "From the policy: what a tier gets before anyone gets more, and where nodes steer when no controller \
+         speaks. They change with an edit only.",
+        &[
+            Query::constant(
+                "sum by (pool, tier) (tidegate_allocate_guarantee_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+                "{{pool}} {{tier}} guarantee",
+            ),
+            Query::constant(
+                "sum by (pool, tier) (tidegate_allocate_safe_work_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+                "{{pool}} {{tier}} safe",
+            ),
+        ],
+    ),
+    Panel::lines(
+        "Level",
+        WORK,
+        "What one unit of weight gets above guarantees; absent while all demand fits. Zero: not even the \
+         guarantees fit into the budget.",
+        &[Query::of("tidegate_allocate_level_work_per_second{pool=~\"$pool\"}", "{{pool}}")],
+    ),
+];
+
+const PUBLICATION: &[Panel] = &[
+    Panel::lines(
+        "Published limit, per minute",
+        "short",
+        "The number that answers and policies show: rounded, damped, on its ramp after an edit. It follows the \
+         allocation above within one interval.",
+        &[Query::of(
+            "60 * sum by (pool, tier, dimension) (tidegate_publish_limit_per_second{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"})",
+            "{{pool}} {{tier}} {{dimension}}",
+        )],
+    ),
+    Panel::lines(
+        "Age of the table",
+        "s",
+        "At the controller since the last announcement, at each node since the last renewal. Beyond 10 \
+         intervals nodes steer to safe: look whether the controller turns and the node reaches it.",
+        &[
+            Query::of("max by (instance) (tidegate_publish_age_seconds)", "controller {{instance}}"),
+            Query::of("max by (instance) (tidegate_enforce_table_age_seconds)", "node {{instance}}"),
+        ],
+    )
+    .steps(&[(10.0, Orange), (20.0, Red)]),
+    Panel::lines(
+        "Nodes",
+        "short",
+        "Current: reports and has the version in force. Behind for more than some seconds: the node cannot \
+         fetch, or refuses the table; its log says why. Silent: it does not report.",
+        &[Query::constant("sum by (state) (tidegate_publish_nodes)", "{{state}}")],
+    ),
+    Panel::lines(
+        "Share of a node",
+        "percentunit",
+        "Part of every limit that a node may use. Uneven is fine when load is; a node with little load and a \
+         large share did not report for a while.",
+        &[Query::constant("max by (pool, node) (tidegate_publish_node_share_ratio{pool=~\"$pool\"})", "{{pool}} {{node}}")],
+    ),
+    Panel::lines(
+        "Versions and bytes",
+        "short",
+        "Versions a minute: many are a sign of demand that swings. Size of the encoded table, in kB.",
+        &[
+            Query::of("60 * rate(tidegate_publish_version[$__rate_interval])", "versions a minute"),
+            Query::constant("tidegate_publish_table_bytes / 1e3", "kB"),
+        ],
+    ),
+    Panel::lines(
+        "Failures to publish, refused policies",
+        "ops",
+        "journal and file: make room on the state directory's disk or repair it. validate: a bug, keep the \
+         journal. Policy: an edit was refused and the last good policy is in force; run `tidegate check`.",
+        &[
+            Query::constant("sum by (channel) (rate(tidegate_publish_failures_total[$__rate_interval]))", "{{channel}}"),
+            Query::constant("rate(tidegate_policy_reload_failures_total[$__rate_interval])", "policy"),
+        ],
+    ),
+    Panel::number(
+        "State written, policy in force",
+        "short",
+        "0 for the state: the last tables are on no disk, a restart goes back. 0 for the policy: the files are \
+         not what is in force; run `tidegate check` on them.",
+        &[
+            Query::constant("min(tidegate_publish_last_write_successful)", "state written"),
+            Query::constant("min(tidegate_policy_last_reload_successful)", "policy in force"),
+        ],
+    )
+    .steps(&[(0.0, Red), (1.0, Green)]),
+    Panel::lines(
+        "Length of a turn",
+        "s",
+        "Sources, decision, disk: the 99th percentile of turns, and the age of the last one. Beyond the \
+         interval: a source or the disk is slow. An age that climbs: the loop hangs; restart it and keep the log.",
+        &[
+            Query::constant(
+                "histogram_quantile(0.99, sum by (le) (rate(tidegate_control_turn_duration_seconds_bucket[$__rate_interval])))",
+                "p99",
+            ),
+            Query::of("max(tidegate_control_turn_age_seconds)", "age of the last"),
+        ],
+    )
+    .steps(&[(2.0, Orange), (10.0, Red)]),
+];
+
+const ENFORCEMENT: &[Panel] = &[
+    Panel::lines(
+        "Requests by verdict",
+        "reqps",
+        "Admitted, refused by a limit (429), refused for want of room (503). 503 without 429: bursts, or \
+         requests that are heavier than they look.",
+        &[Query::of(
+            "sum by (verdict) (rate(tidegate_enforce_requests_total{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}[$__rate_interval]))",
+            "{{verdict}}",
+        )],
+    ),
+    Panel::lines(
+        "Admitted work of a tier",
+        WORK,
+        "Work of requests that have ended. Compare with the tier's limit above: well below it while requests \
+         are refused, a key's own limit is what refuses.",
+        &[Query::of(
+            "sum by (pool, tier) (rate(tidegate_enforce_work_total{verdict=\"admitted\",pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}[$__rate_interval]))",
+            "{{pool}} {{tier}}",
+        )],
+    ),
+    Panel::lines(
+        "Part of requests refused",
+        "percentunit",
+        "By tier. A high tier is refused while a low one is served: look at the rule that set its limit and at \
+         the refusals by reason.",
+        &[Query::of(
+            "sum by (pool, tier) (rate(tidegate_enforce_requests_total{verdict!=\"admitted\",pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}[$__rate_interval])) \
+             / sum by (pool, tier) (rate(tidegate_enforce_requests_total{pool=~\"$pool\",model=~\"$model\",tier=~\"$tier\"}[$__rate_interval]))",
+            "{{pool}} {{tier}}",
+        )],
+    ),
+    Panel::lines(
+        "Refusals by reason",
+        "reqps",
+        "Whose limit refused, in which dimension; waiting_work and in_flight are the pool's room. key_*: one \
+         customer's own limit, capacity would not help. no_table: the node never reached a controller.",
+        &[Query::of("sum by (reason) (rate(tidegate_enforce_refusals_total[$__rate_interval])) > 0", "{{reason}}")],
+    ),
+    Panel::lines(
+        "In flight",
+        "short",
+        "Requests at the upstream, by node. Flat at its limit (Room in the pool, times the node's share): \
+         refused for room.",
+        &[Query::of("sum by (pool, instance) (tidegate_enforce_in_flight_requests{pool=~\"$pool\"})", "{{pool}} {{instance}}")],
+    ),
+    Panel::lines(
+        "Work that waits for its first token",
+        "short",
+        "By node. At its limit new requests get 503; growing without end would be a stream whose first token \
+         the node does not see.",
+        &[Query::of("sum by (pool, instance) (tidegate_enforce_waiting_work{pool=~\"$pool\"})", "{{pool}} {{instance}}")],
+    ),
+    Panel::lines(
+        "Upstream errors",
+        "percentunit",
+        "Part of the requests sent upstream that the upstream failed: refused or broken connections, 5xx. They \
+         are the second sign that replicas are lost.",
+        &[Query::of(
+            "sum by (pool) (rate(tidegate_enforce_upstream_errors_total{pool=~\"$pool\"}[$__rate_interval])) \
+             / sum by (pool) (rate(tidegate_enforce_upstream_requests_total{pool=~\"$pool\"}[$__rate_interval]))",
+            "{{pool}}",
+        )],
+    )
+    .steps(&[(0.01, Orange), (0.1, Red)]),
+    Panel::lines(
+        "Limits drifting at nodes",
+        "short",
+        "Intervals past a table's validity: above zero the node steers to safe. Look whether it reaches the \
+         controller; its own page shows the table it holds.",
+        &[Query::constant("max by (instance) (tidegate_enforce_table_expired_intervals)", "{{instance}}")],
+    )
+    .steps(&[(1.0, Red)]),
+    Panel::lines(
+        "Refused before a limit",
+        "reqps",
+        "Without a valid key, unreadable, or for a model nobody knows. Many 401 from one place: a revoked key \
+         or somebody guessing.",
+        &[
+            Query::constant("sum(rate(tidegate_enforce_unauthorized_total[$__rate_interval]))", "401"),
+            Query::constant("sum(rate(tidegate_enforce_bad_requests_total[$__rate_interval]))", "400, 408, 413"),
+            Query::constant("sum(rate(tidegate_enforce_unknown_models_total[$__rate_interval]))", "404"),
+            Query::constant("sum(rate(tidegate_enforce_bodies_refused_total[$__rate_interval]))", "no room for bodies"),
+        ],
+    ),
+];
+
+const PROCESSES: &[Panel] = &[
+    Panel::lines(
+        "Memory",
+        "bytes",
+        "Resident. Bounded whatever clients do: steady growth is a bug, report it with this build.",
+        &[Query::of(
+            "process_resident_memory_bytes and on (instance, job) tidegate_build_info",
+            "{{job}} {{instance}}",
+        )],
+    ),
+    Panel::lines(
+        "CPU",
+        "percentunit",
+        "Cores in use. A node near one core a thousand streams is far above what it should need: look at what \
+         clients send.",
+        &[Query::of(
+            "rate(process_cpu_seconds_total[$__rate_interval]) and on (instance, job) tidegate_build_info",
+            "{{job}} {{instance}}",
+        )],
+    ),
+    Panel::lines(
+        "File descriptors",
+        "percentunit",
+        "In use of those allowed. A node needs two a request in flight: raise the limit (LimitNOFILE) before \
+         it is reached.",
+        &[Query::of(
+            "process_open_fds / process_max_fds and on (instance, job) tidegate_build_info",
+            "{{job}} {{instance}}",
+        )],
+    )
+    .steps(&[(0.8, Orange), (0.95, Red)]),
+    Panel::number(
+        "Builds",
+        "short",
+        "How many run each version and revision. More than one for longer than a rollout: finish it.",
+        &[Query::constant("count by (version, revision) (tidegate_build_info)", "{{version}} {{revision}}")],
+    ),
+    Panel::number(
+        "Up for",
+        "s",
+        "Since the process started. A small number nobody expects: it was killed; look at the memory above and \
+         at the log of the last start.",
+        &[Query::of(
+            "time() - process_start_time_seconds and on (instance, job) tidegate_build_info",
+            "{{job}} {{instance}}",
+        )],
+    ),
+];
