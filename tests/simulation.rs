@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tidegate::sim::Outcome;
 use tidegate::sim::Scenario;
 use tidegate::sim::World;
+use tidegate::sim::alone;
 use tidegate::unit::{Clock, Instant, SystemClock};
 
 const SECONDS: f64 = 600.0;
@@ -76,5 +78,37 @@ fn the_same_seed_gives_the_same_tables() {
         let (first, second) = (run(seed), run(seed));
         assert_eq!(first, second, "seed {seed}");
         assert_ne!(first.tables, run(seed + 1).tables);
+    }
+}
+
+/// A day in short, a month in long; each for a pool of its own.
+#[test]
+fn f01_nodes_whose_controller_never_comes_back_serve_what_is_safe() {
+    let long = std::env::var_os("TIDEGATE_LONG").is_some();
+    let day = Duration::from_secs(86_400);
+    let times: &[(u64, Duration)] = if long {
+        &[(1, 30 * day), (2, 30 * day), (3, 30 * day)]
+    } else {
+        &[(1, Duration::from_secs(3600)), (2, day)]
+    };
+    for (seed, time) in times {
+        let clock = SystemClock::starting_at(Instant::ZERO);
+        let survived = alone(*seed, *time);
+        println!(
+            "seed {seed}: {:.1} days alone in {} bursts, {} requests, {} admitted, limits {:?} to {:?}, in {:.1} s",
+            time.as_secs_f64() / 86_400.0,
+            survived.bursts,
+            survived.offered,
+            survived.admitted,
+            survived.first,
+            survived.last,
+            clock.now().seconds_since(Instant::ZERO)
+        );
+        assert!(survived.broken.is_empty(), "{:?}", survived.broken);
+        assert!(survived.admitted > 1000 && survived.first.len() == 3 && survived.last.len() == 3);
+        for (tier, last) in &survived.last {
+            assert!(*last > 0 && *last <= survived.first[tier], "{tier}");
+        }
+        assert_ne!(survived.first, survived.last, "limits drifted");
     }
 }

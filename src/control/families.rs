@@ -318,7 +318,7 @@ const TABLE_AGE: Family<0> =
     Family::gauge("tidegate_publish_age_seconds", "Since the last table was announced.", []);
 const NODES: Family<1> = Family::gauge(
     "tidegate_publish_nodes",
-    "Nodes by state: current (reports, has the version in force), behind (reports, has an earlier one), silent.",
+    "Nodes by state: current (has the version of a turn ago or a later one), behind, silent.",
     ["state"],
 );
 const SHARE: Family<2> = Family::gauge(

@@ -59,11 +59,17 @@ pub struct Metrics {
     lag: Gauge,
     publish_failures: IntCounterVec,
     quarantined: IntGauge,
-    reload_successful: IntGauge,
-    reload_failures: IntCounter,
-    policy_held: IntGauge,
+    reloads: Reloads,
     turns_failed: IntCounter,
     table_alarm: IntGaugeVec,
+}
+
+/// How reading the policy goes.
+#[derive(Clone, Debug)]
+struct Reloads {
+    successful: IntGauge,
+    failures: IntCounter,
+    held: IntGauge,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -84,6 +90,7 @@ pub struct Latest {
     clock: SystemClock,
     round_at: Instant,
     announced_at: Option<Instant>,
+    announced: Option<Stamp>,
 }
 
 /// One pool's sources in the last round.
@@ -144,7 +151,7 @@ impl Metrics {
             lag: real(
                 r,
                 "tidegate_publish_lag_seconds",
-                "From sealing a table to announcing it; grows while the state directory does not answer.",
+                "From sealing a table to having it stored; grows while the state directory does not answer.",
             )?,
             publish_failures,
             quarantined: gauge(
@@ -152,21 +159,7 @@ impl Metrics {
                 "tidegate_control_policy_quarantined",
                 "1 while the last good policy is in force because runs under a later one ended badly.",
             )?,
-            reload_successful: gauge(
-                r,
-                "tidegate_policy_last_reload_successful",
-                "0 while the policy files are not the policy in force.",
-            )?,
-            reload_failures: counter(
-                r,
-                "tidegate_policy_reload_failures_total",
-                "Policy edits that were refused.",
-            )?,
-            policy_held: gauge(
-                r,
-                "tidegate_policy_held",
-                "1 while an operator's rollback holds a former policy in force.",
-            )?,
+            reloads: Reloads::new(r)?,
             turns_failed: counter(
                 r,
                 "tidegate_control_turns_failed_total",
@@ -254,18 +247,21 @@ impl Metrics {
         self.version.set(int(stamp.version));
         self.tick.set(int(stamp.tick));
         self.table_bytes.set(int(bytes));
-        let (mut current, mut behind, mut silent) = (0, 0, 0);
-        for (at, applied) in seen.nodes.values() {
-            let same = |applied: Stamp| (applied.epoch, applied.version) == (stamp.epoch, stamp.version);
-            if now.since(*at) > interval * NODE_SILENT_INTERVALS {
-                silent += 1;
-            } else if applied.is_some_and(same) {
-                current += 1;
-            } else {
-                behind += 1;
-            }
-        }
+        let version = |stamp: Stamp| (stamp.epoch, stamp.version);
         self.look(|latest| {
+            // Nobody can have what is announced only now; what was announced a turn ago, everybody.
+            let had = latest.announced.replace(stamp).unwrap_or(stamp);
+            let known = version(had)..=version(stamp);
+            let (mut current, mut behind, mut silent) = (0, 0, 0);
+            for (at, applied) in seen.nodes.values() {
+                if now.since(*at) > interval * NODE_SILENT_INTERVALS {
+                    silent += 1;
+                } else if applied.is_some_and(|applied| known.contains(&version(applied))) {
+                    current += 1;
+                } else {
+                    behind += 1;
+                }
+            }
             latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
             latest.announced_at = Some(latest.clock.now());
         });
@@ -285,9 +281,9 @@ impl Metrics {
 
     /// A former policy is held in force by an operator, or is no longer.
     pub fn held(&self, held: bool) {
-        self.policy_held.set(i64::from(held));
+        self.reloads.held.set(i64::from(held));
         if held {
-            self.reload_successful.set(0);
+            self.reloads.successful.set(0);
         }
     }
 
@@ -313,12 +309,32 @@ impl Metrics {
     }
 
     pub fn reloaded(&self, successful: bool) {
-        self.reload_successful.set(i64::from(successful));
+        self.reloads.successful.set(i64::from(successful));
         if successful {
-            self.policy_held.set(0);
+            self.reloads.held.set(0);
         } else {
-            self.reload_failures.inc();
+            self.reloads.failures.inc();
         }
+    }
+}
+
+// === impl Reloads ===
+
+impl Reloads {
+    fn new(r: &Registry) -> Result<Reloads, prometheus::Error> {
+        Ok(Reloads {
+            successful: gauge(
+                r,
+                "tidegate_policy_last_reload_successful",
+                "0 while the policy files are not the policy in force.",
+            )?,
+            failures: counter(r, "tidegate_policy_reload_failures_total", "Policy edits that were refused.")?,
+            held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+        })
     }
 }
 
@@ -333,6 +349,7 @@ impl Default for Latest {
             clock: SystemClock::starting_at(Instant::ZERO),
             round_at: Instant::ZERO,
             announced_at: None,
+            announced: None,
         }
     }
 }
@@ -420,6 +437,7 @@ mod tests {
             instance: 1,
             uptime_ms: 5,
             applied: Some(stamp),
+            nack: None,
             rows: Vec::new(),
             pools: BTreeMap::new(),
         };
@@ -430,5 +448,21 @@ mod tests {
         };
         assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
         assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));
+    }
+
+    #[test]
+    fn a_node_is_behind_when_it_missed_the_version_of_a_turn_ago() {
+        let metrics = Metrics::new(PageOptions::fresh()).unwrap();
+        let mut seen = Seen::default();
+        let stamp = |version: u64| Stamp { epoch: 1, version, tick: version };
+        seen.nodes.insert("n1".into(), (Instant::ZERO, Some(stamp(4))));
+        let behind = |version: u64| {
+            let interval = Duration::from_secs(2);
+            metrics.observe_published(&seen, Instant::ZERO, interval, stamp(version), 1);
+            metrics.look(|latest| latest.nodes[1])
+        };
+        assert_eq!(behind(4), ("behind", 0));
+        assert_eq!(behind(5), ("behind", 0), "announced this moment");
+        assert_eq!(behind(6), ("behind", 1));
     }
 }

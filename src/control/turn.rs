@@ -362,8 +362,9 @@ impl Turns {
         self.published.last = Some(stamp);
         self.published.unstored = !stored;
         self.metrics.observe_published(&self.seen, sealed.at, sealed.interval, stamp, bytes);
-        let lag = self.clock.now().since(sealed.at);
-        self.told_lag(lag, sealed.interval);
+        if stored {
+            self.told_lag(self.clock.now().since(sealed.at), sealed.interval);
+        }
         tracing::debug!(stamp.epoch, stamp.version, stamp.tick, stored, "published");
     }
 

@@ -10,6 +10,7 @@ pub mod cell;
 pub mod follow;
 mod keys;
 pub mod limiter;
+pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]

@@ -100,14 +100,8 @@ where
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
-        // the end of the next head; the head's own, shorter time is the socket's business.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(bounds.idle)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Patient::new(socket, bounds.patience)), service);
+        let socket = TokioIo::new(Patient::new(socket, bounds.patience));
+        let connection = http(bounds.idle).serve_connection(socket, service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -120,6 +114,18 @@ where
     if tokio::time::timeout(NODE_DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(open = tasks.len(), "connections cut after {} s of draining", NODE_DRAIN.as_secs());
     }
+}
+
+/// How every connection is read, wherever it comes from.
+pub fn http(idle: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
+    // the end of the next head; the head's own, shorter time is the socket's business.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    http
 }
 
 async fn accept(

@@ -11,6 +11,7 @@
 
 mod edits;
 mod http;
+mod metrics;
 mod observe;
 mod policies;
 mod presets;
@@ -20,3 +21,4 @@ mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

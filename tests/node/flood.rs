@@ -12,6 +12,7 @@ use crate::support::node::*;
 use http::StatusCode;
 use serde_json::json;
 use tidegate::enforce::keyring::Keyring;
+use tidegate::enforce::{Limiter, Request, Settlement, Verdict};
 use tidegate::unit::Dimension;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -207,6 +208,68 @@ fn i01_a_ring_of_known_keys_is_not_changed_by_any_number_of_others() {
     headers.insert("authorization", format!("Bearer {KEY}").parse().unwrap());
     assert!(ring.identify(&headers).is_some());
     assert_eq!(ring.len(), 2);
+}
+
+/// Ten million keys in the long form: known ones, far more than there is room for, some of them
+/// watched closely.
+#[test]
+fn i02_of_millions_of_known_keys_none_is_refilled_in_bounded_memory() {
+    const ROOM: usize = 15_000;
+    const WATCHED: u64 = 500;
+    let total: u64 = if long() { 20_000_000 } else { 400_000 };
+    let start = tidegate::unit::Instant(3_600_000_000_000);
+    let limits = table(1, &[(Dimension::RequestsPerMinute, key_limit(60))]);
+    let (mut bounded, mut exact) = (Limiter::new("n".into(), ROOM), Limiter::new("n".into(), 1_000));
+    for limiter in [&mut bounded, &mut exact] {
+        limiter.offer(limits.clone(), start).unwrap();
+    }
+    let (mut random, mut admitted, mut watched, mut before) = (1_u64, 0, 0, 0);
+    for at in 0..total {
+        if at == total / 10 {
+            before = resident_kib();
+        }
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let is_watched = random >> 60 == 0;
+        let name = if is_watched { (random >> 20) % WATCHED } else { WATCHED + at };
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&name.to_be_bytes());
+        // The table is held for an hour; so many requests take less.
+        let now = start + Duration::from_micros(50) * u32::try_from(at).unwrap();
+        let request = Request {
+            model: "m",
+            tier: "t",
+            key,
+            input_tokens: 1,
+            output_max: Some(0),
+            images: 1,
+            streamed: false,
+        };
+        let used = Settlement::Used { input_tokens: 1, output_tokens: 0, images: 1 };
+        let Verdict::Admitted(ticket) = bounded.admit(now, &request) else { continue };
+        bounded.settle(now, ticket, used);
+        admitted += 1;
+        if is_watched {
+            watched += 1;
+            let Verdict::Admitted(ticket) = exact.admit(now, &request) else {
+                panic!("key {name} was refilled at request {at}");
+            };
+            exact.settle(now, ticket, used);
+        }
+        assert!(bounded.keys_held() <= ROOM);
+    }
+    println!(
+        "{total} requests of as many keys, room for {ROOM}: {admitted} admitted, {watched} of watched keys; \
+         {before} KiB after a tenth, {} KiB in the end",
+        resident_kib()
+    );
+    assert!(watched > 1_000 && admitted < total);
+}
+
+/// Of this process, other tests included.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// A request with this body as raw bytes; the status, or nothing where the connection was cut.

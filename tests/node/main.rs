@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod away;
 mod cli;
 mod edges;
 mod flood;

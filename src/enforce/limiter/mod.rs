@@ -92,23 +92,31 @@ impl Limiter {
         Ok(offer)
     }
 
-    /// Takes the table of a former life: expired already, so that it steers toward `safe` from
-    /// here on until a controller renews it. Nothing happens when a newer one is held.
+    /// [`Limiter::restore_aged`] for a table that was valid until just now.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&mut self, table: LimitTable, now: Instant) -> Result<(), TableError> {
+        self.restore_aged(table, Duration::ZERO, now)
+    }
+
+    /// Takes the table of a former life, last renewed `age` ago: expired already, so that it steers
+    /// toward `safe` from here on until a controller renews it, and no further up than it was when
+    /// the former life ended. Nothing happens when a newer one is held.
     ///
     /// `now` must lie at least the table's validity above zero for that; a shell starts its clock
     /// accordingly.
     ///
     /// # Errors
     /// The table is not valid.
-    pub fn restore(&mut self, table: LimitTable, now: Instant) -> Result<(), TableError> {
+    pub fn restore_aged(&mut self, table: LimitTable, age: Duration, now: Instant) -> Result<(), TableError> {
         table.validate()?;
         if self.held.as_ref().is_some_and(|held| held.stamp() >= table.stamp) {
             return Ok(());
         }
         self.rows.apply(&table, &self.node)?;
-        let valid_for = Duration::from_millis(table.valid_for_ms);
-        let nanos = u64::try_from(valid_for.as_nanos()).unwrap_or(u64::MAX);
-        self.held = Some(Held::fresh(table, Instant(now.0.saturating_sub(nanos))));
+        let age = age.max(Duration::from_millis(table.valid_for_ms));
+        self.held = Some(Held::fresh(table, now - age));
         Ok(())
     }
 
