@@ -12,7 +12,7 @@ use tidegate::publish::token::Token;
 use tidegate::wire::Stamp;
 use tokio::sync::mpsc;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const TOKEN: &str = "canary-89abcdef0123456789abcdef";
 
 struct Stand {
     server: Server,
