@@ -33,9 +33,10 @@
 //! | [`allocate`] | `unit` | sees a metric or a name |
 //! | [`dashboard`] | nothing | names a metric that no page has |
 //! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
-//! | [`publish`] | `bounds`, `unit`, `wire` | decides, or announces what is not on disk |
-//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics` | waits for the controller; admits without a table |
-//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish` | decides outside [`control::Controller::tick`] |
+//! | [`supervise`] | `bounds` | lets a task end in silence |
+//! | [`publish`] | `bounds`, `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
+//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics`, `supervise` | waits for the controller; admits without a table |
+//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -51,7 +52,8 @@
 //!
 //! - **The clock** is read by [`unit::SystemClock`]; clippy refuses `Instant::now` and
 //!   `SystemTime::now` elsewhere. Shells hold a [`unit::Clock`] and pass `now` on; their timers
-//!   are tokio's, and three of the node's sockets ask tokio for a deadline's time. Wall time enters no decision. Instants of two processes are never compared:
+//!   are tokio's, and three of the node's sockets ask tokio for a deadline's time. Wall time enters no decision; only
+//!   the age of a table file, looked at once when a node starts, is told by it. Instants of two processes are never compared:
 //!   what crosses the wire is a duration ([`wire::LimitTable::valid_for_ms`]) or a node's own
 //!   uptime ([`wire::UsageReport::uptime_ms`]).
 //! - **Chance** comes from [`sim::Chance`] in the simulator and from the operating system for
@@ -125,6 +127,8 @@ pub mod policy;
 pub mod publish;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "daemon")]
+pub mod supervise;
 pub mod unit;
 pub mod wire;
 

@@ -21,13 +21,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("allocate", &["unit"]),
     ("dashboard", &[]),
     ("metrics", &["bounds", "unit"]),
-    ("publish", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire", "metrics"]),
+    ("supervise", &["bounds"]),
+    ("publish", &["bounds", "unit", "wire", "supervise"]),
+    ("enforce", &["bounds", "unit", "wire", "metrics", "supervise"]),
     (
         "control",
         &[
-            "bounds", "unit", "wire", "policy", "observe", "estimate", "decide", "allocate", "metrics",
+            "bounds",
+            "unit",
+            "wire",
+            "policy",
+            "observe",
+            "estimate",
+            "decide",
+            "allocate",
+            "metrics",
             "publish",
+            "supervise",
         ],
     ),
     (
@@ -40,19 +50,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
-/// The only files that read a clock: the one all others are handed, and the node's sockets, whose
-/// deadlines are those of tokio's timers.
-const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/stream.rs", "unit.rs"];
+/// The only files that read a clock: the one all others are handed, the node's sockets, whose
+/// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
+    "control/disk.rs",
     "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",
+    "control/runs.rs",
     "control/turn.rs",
+    "control/unfit.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
     "demo/mod.rs",
@@ -75,9 +89,12 @@ const SHELLS: &[&str] = &[
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/shared.rs",
+    "enforce/store.rs",
     "enforce/stream.rs",
     "metrics/mod.rs",
     "metrics/process.rs",
+    "observe/access.rs",
+    "observe/discover.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
     "observe/scrape.rs",
@@ -89,8 +106,12 @@ const SHELLS: &[&str] = &[
     "publish/journal.rs",
     "publish/lock.rs",
     "publish/patience.rs",
+    "publish/peer.rs",
     "publish/server.rs",
     "publish/token.rs",
+    "supervise/failpoint.rs",
+    "supervise/mod.rs",
+    "supervise/notify.rs",
 ];
 
 /// What reads a clock.

@@ -257,9 +257,14 @@ fn reasons_and_state_files_are_those_of_the_code() {
     };
     same("reasons", &first(&section("## How a limit is decided")), &code);
     let mut sources = String::new();
-    for file in
-        ["publish/file.rs", "publish/journal.rs", "publish/lock.rs", "publish/token.rs", "control/reload.rs"]
-    {
+    for file in [
+        "publish/file.rs",
+        "publish/journal.rs",
+        "publish/lock.rs",
+        "publish/token.rs",
+        "control/reload.rs",
+        "control/runs.rs",
+    ] {
         sources.push_str(&read(&format!("src/{file}")));
     }
     let files = first(&section("### State directory of the controller"));

@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
             assert_eq!(serde_json::from_str(&stored).ok(), Some(*signals), "not finite: {signals:?}");
         }
         let reading = Reading { replica: ReplicaId::new(format!("r{}", at % 2)), at: control.now, outcome };
-        let round = PoolRound { replicas: vec![reading], failed: None };
+        let round = PoolRound { replicas: vec![reading], ..PoolRound::default() };
         let pools: BTreeMap<_, _> = pools.iter().map(|pool| (pool.clone(), round.clone())).collect();
         control.tick(&Round { pools, usage: Vec::new() });
     }

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tidegate::bounds::JOURNAL_BYTES_MAX;
+use tidegate::bounds::SERVER_CONNECTIONS_MAX;
 use tidegate::bounds::SETTLED_AFTER;
 use tidegate::control::reload::Loader;
 use tidegate::control::run::{Options, Running, StartError, start};
 use tidegate::metrics::{Detail, PageOptions};
+use tidegate::supervise;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
+use super::descriptors;
 use super::log::LogArgs;
 
 #[derive(clap::Args)]
@@ -63,7 +66,7 @@ struct Signals {
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     args.log.init()?;
-    let options = Options {
+    let mut options = Options {
         policies: args.policies,
         loader: Loader::checked(),
         state: args.state,
@@ -74,7 +77,10 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         collect: None,
         metrics: PageOptions { detail: args.metrics_detail, ..PageOptions::default() },
         settle: SETTLED_AFTER,
+        connections_max: SERVER_CONNECTIONS_MAX,
     };
+    let connections = descriptors::connections(SERVER_CONNECTIONS_MAX, 1);
+    options.connections_max = connections;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(options));
     // A write that hangs does not hold the process.
@@ -92,6 +98,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    supervise::ready();
     loop {
         tokio::select! {
             came = signals.next() => match came {
@@ -107,6 +114,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
 /// Drains; a second signal quits.
 async fn stop(running: Running, mut signals: Signals) -> ExitCode {
     tracing::info!("stopping");
+    supervise::stopping();
     let drained = running.shutdown();
     tokio::pin!(drained);
     loop {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use tidegate::enforce::config::NodeConfig;
 use tidegate::enforce::node::{Node, NodeError, Running};
+use tidegate::supervise;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
+use super::descriptors;
 use super::log::LogArgs;
 
 #[derive(clap::Args)]
@@ -33,7 +35,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     args.log.init()?;
-    let config = NodeConfig::load(&args.config, &args.table, args.listen, args.admin)?;
+    let mut config = NodeConfig::load(&args.config, &args.table, args.listen, args.admin)?;
+    // A request holds its client's connection and one to a replica.
+    config.caps.connections = descriptors::connections(config.caps.connections, 2);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(config, args.config));
     // A table being written gets its moment; a disk that hangs does not hold the process.
@@ -44,7 +48,10 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 async fn serve(config: NodeConfig, source: PathBuf) -> Result<ExitCode, Failure> {
     let mut signals = Signals::new()?;
     match Node::start(config, Some(source)).await {
-        Ok(running) => Ok(signals.serve(running).await),
+        Ok(running) => {
+            supervise::ready();
+            signals.serve(running).await
+        }
         Err(error @ NodeError::AdminExposed(_)) => {
             eprintln!("tidegate: {error}");
             Ok(ExitCode::from(2))
@@ -71,11 +78,12 @@ impl Signals {
     }
 
     /// Until asked to stop, then drains; a second request to stop is obeyed at once.
-    async fn serve(&mut self, running: Running) -> ExitCode {
+    async fn serve(&mut self, mut running: Running) -> Result<ExitCode, Failure> {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
+                reason = running.ended() => return Err(reason.into()),
                 _ = self.hangup.recv() => {
                     // Refusals are logged and counted where they happen.
                     let _ = running.reload().await;
@@ -83,12 +91,13 @@ impl Signals {
             }
         }
         tracing::info!("stopping");
+        supervise::stopping();
         tokio::select! {
-            () = running.shutdown() => return ExitCode::SUCCESS,
+            () = running.shutdown() => return Ok(ExitCode::SUCCESS),
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
         tracing::warn!("stopped without draining");
-        ExitCode::FAILURE
+        Ok(ExitCode::FAILURE)
     }
 }

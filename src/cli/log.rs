@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tidegate::supervise::log_panics;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
@@ -41,6 +42,8 @@ impl LogArgs {
             Format::Text => log.with_ansi(terminal).try_init(),
             Format::Json => log.json().flatten_event(true).try_init(),
         };
-        set.map_err(|error| format!("the log cannot be set up: {error}").into())
+        set.map_err(|error| format!("the log cannot be set up: {error}"))?;
+        log_panics();
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ mod check;
 mod control;
 mod dashboard;
 mod demo;
+mod descriptors;
 mod enforce;
 mod log;
 

@@ -5,11 +5,15 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
+mod disk;
+#[cfg(feature = "daemon")]
 mod families;
 #[cfg(feature = "daemon")]
 mod fence;
 #[cfg(feature = "daemon")]
 mod history;
+#[cfg(feature = "daemon")]
+mod latest;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
@@ -18,6 +22,8 @@ pub mod reload;
 mod resume;
 #[cfg(feature = "daemon")]
 pub mod run;
+#[cfg(feature = "daemon")]
+mod runs;
 mod seal;
 #[cfg(feature = "daemon")]
 pub mod settle;
@@ -25,6 +31,8 @@ pub mod settle;
 pub mod standing;
 #[cfg(feature = "daemon")]
 mod turn;
+#[cfg(feature = "daemon")]
+mod unfit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,6 +148,14 @@ impl Controller {
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Seals the next tables under this epoch, unless they are above it already; says whether
+    /// that changes anything.
+    pub fn raise_epoch(&mut self, epoch: u64) -> bool {
+        let raises = self.state.stamp.epoch < epoch;
+        self.state.stamp.epoch = self.state.stamp.epoch.max(epoch);
+        raises
     }
 
     /// Puts another policy in force from the next tick on; limits steer to it.

@@ -34,7 +34,9 @@ use crate::unit::{Clock, Instant};
 const LOOK_EVERY: Duration = Duration::from_millis(125);
 
 /// Name of the last good policy in a state directory.
-const LAST_GOOD: &str = "policy.json";
+pub const LAST_GOOD: &str = "policy.json";
+/// Name of the policy that was in force long enough to be trusted after crashes of a later one.
+pub const PROVEN: &str = "policy.proven.json";
 
 /// A policy that passed every check, with the files it came from.
 #[derive(Clone, Debug)]
@@ -108,6 +110,21 @@ impl Loader {
         let digest = contents.digest();
         fenced(|| (self.0)(contents))
             .unwrap_or_else(|panicked| Err(format!("contents {digest} cannot be checked: {panicked}")))
+    }
+
+    /// The same, but for a policy of this digest: runs under it end badly.
+    pub fn without(&self, digest: Option<&str>, record: &Path) -> Loader {
+        let Some(digest) = digest.map(str::to_owned) else { return self.clone() };
+        let reason = format!(
+            "policy {digest} is quarantined: three runs under it ended badly within a minute; \
+             correct it, or remove {} to have it started again",
+            record.display()
+        );
+        let pass = move |loaded: Loaded| {
+            if loaded.policy.digest == digest { Err(reason.clone()) } else { Ok(loaded) }
+        };
+        let all = self.clone();
+        Loader::new(move |contents| all.judge(contents).and_then(&pass))
     }
 
     /// # Errors
@@ -333,18 +350,18 @@ pub fn fingerprint(dir: &Path) -> Fingerprint {
 ///
 /// # Errors
 /// With the path, or the file that is not text.
-pub fn store_last_good(state: &Path, loaded: &Loaded) -> Result<(), String> {
+pub fn store_policy(state: &Path, name: &str, loaded: &Loaded) -> Result<(), String> {
     let stored = Stored { digest: loaded.policy.digest.clone(), files: loaded.texts()? };
     let bytes = serde_json::to_vec(&stored).map_err(|error| error.to_string())?;
-    write_atomic(state, LAST_GOOD, &bytes, Access::Everyone).map_err(|error| error.to_string())
+    write_atomic(state, name, &bytes, Access::Everyone).map_err(|error| error.to_string())
 }
 
-/// The last good policy of a state directory, checked again.
+/// A stored policy of a state directory, checked again.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn load_last_good(state: &Path, loader: &Loader) -> Result<Option<Loaded>, String> {
-    let path = state.join(LAST_GOOD);
+pub fn load_policy(state: &Path, name: &str, loader: &Loader) -> Result<Option<Loaded>, String> {
+    let path = state.join(name);
     let Some(bytes) = read_bounded(&path, LAST_GOOD_BYTES_MAX).map_err(|error| error.to_string())? else {
         return Ok(None);
     };

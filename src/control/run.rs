@@ -11,14 +11,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::bounds::JOURNAL_BYTES_MAX;
+use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::bounds::SETTLED_AFTER;
+use crate::control::disk::{Disk, Writer};
 use crate::control::history;
 use crate::control::metrics::{Metrics, Seen};
 use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
 use crate::control::resume::{First, first_policy, resume};
+use crate::control::runs::{Opened, RUNS_FILE, Runs};
 use crate::control::settle::Settling;
 use crate::control::standing::{Origin, Standing};
-use crate::control::turn::{Disk, Turns, Writer};
+use crate::control::turn::{Published, RunsKept, Store, Turns};
 use crate::control::{Controller, State};
 use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
@@ -27,6 +30,7 @@ use crate::publish::board::{Board, ReloadRequest, Reloaded};
 use crate::publish::lock::StateLock;
 use crate::publish::server::{Server, tls_config};
 use crate::publish::token::Token;
+use crate::supervise::{Tasks, Watchdog};
 use crate::unit::{Clock, SystemClock};
 
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub struct Options {
     pub metrics: PageOptions,
     /// An edit counts once two reads this far apart are equal.
     pub settle: Duration,
+    /// Most connections at a time.
+    pub connections_max: usize,
 }
 
 /// Why a controller did not start.
@@ -71,7 +77,7 @@ pub struct Running {
     server: Server,
     stop: watch::Sender<bool>,
     turns: JoinHandle<Result<(), String>>,
-    reloader: JoinHandle<()>,
+    reloader: Tasks,
 }
 
 // === impl Options ===
@@ -90,6 +96,7 @@ impl Options {
             collect: None,
             metrics: PageOptions::fresh(),
             settle: SETTLED_AFTER,
+            connections_max: SERVER_CONNECTIONS_MAX,
         }
     }
 
@@ -125,8 +132,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let seen = fingerprint(&options.policies);
     let contents = load::read(&options.policies);
     let directory = contents.digest();
-    let first = policy(contents, &options, &metrics)?;
     let resumed = resume(&options.state, options.journal_bytes_max).map_err(failed)?;
+    let Opened { mut runs, unclean } = Runs::open(&options.state, resumed.now);
+    let loader = options.loader.without(runs.quarantined(), &options.state.join(RUNS_FILE));
+    let first = policy(contents, &options, &loader, &runs, &metrics)?;
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
@@ -141,7 +150,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let board = Arc::new(board);
     let standing = standing(&board, &options.state, &policies.borrow(), first.refused.as_deref());
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let server = Server::start(listener, tls, Arc::clone(&board)).map_err(failed)?;
+    let server =
+        Server::start_bounded(listener, tls, Arc::clone(&board), options.connections_max).map_err(failed)?;
     let addr = server.addr;
     if let Err(error) = lock.announce(&addr.to_string()) {
         tracing::warn!(%error, "the lock file could not be written");
@@ -149,14 +159,20 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
     let settling = Settling::new(directory, seen, options.settle, clock.now());
     let (stop, stopped) = watch::channel(false);
-    let disk = Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, lock };
-    let from = Begin { state: resumed.state, collect: options.collect, good: first.good };
+    let disk =
+        Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
+    let collect = resumed.hear_nodes.then_some(options.collect);
+    let mut state = resumed.state.unwrap_or_default();
+    // From here on whatever ends this process badly is on the record.
+    let digest = policies.borrow().policy.digest.clone();
+    state.stamp.epoch = runs.begin(&digest, resumed.now, state.stamp.epoch, unclean);
+    let runs = RunsKept { stored: runs.save(&options.state).map(|()| runs.clone()).ok(), wanted: runs };
+    let from = Begin { state, collect, runs, good: first.good };
     let shared = (&board, &metrics, &standing);
     let turns = turns(from, disk, policies, &clock, shared).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
-    let (dir, loader) = (options.policies, options.loader);
-    let reloader = Reloader {
-        dir,
+    let reloads = Reloader {
+        dir: options.policies,
         state: options.state.clone(),
         loader,
         clock,
@@ -168,7 +184,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         rollbacks,
         settling,
     };
-    let reloader = tokio::spawn(reloader.run());
+    let mut reloader = Tasks::new();
+    reloader.vital("reload", reloads.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
 }
@@ -177,9 +194,26 @@ fn failed(error: impl ToString) -> StartError {
     StartError::Failed(error.to_string())
 }
 
-fn policy(contents: Contents, options: &Options, metrics: &Metrics) -> Result<First, StartError> {
-    let first = first_policy(contents, &options.state, &options.loader).map_err(StartError::Failed)?;
+/// The policy to start with: the directory's or a held one, unless it is bad or quarantined and
+/// another is stored.
+fn policy(
+    contents: Contents,
+    options: &Options,
+    loader: &Loader,
+    runs: &Runs,
+    metrics: &Metrics,
+) -> Result<First, StartError> {
+    let first = match (first_policy(contents.clone(), &options.state, loader), runs.quarantined()) {
+        (Ok(first), _) => first,
+        // Nothing to go back to: serving under it, for as long as it holds, beats not serving.
+        (Err(reason), Some(digest)) => {
+            tracing::error!(digest, reason, "a quarantined policy is started again: there is no other");
+            first_policy(contents, &options.state, &options.loader).map_err(StartError::Failed)?
+        }
+        (Err(reason), None) => return Err(StartError::Failed(reason)),
+    };
     metrics.reloaded(first.refused.is_none());
+    metrics.quarantined(runs.quarantined().is_some_and(|digest| digest != first.loaded.policy.digest));
     if let Some(diagnostics) = &first.refused {
         tracing::error!(diagnostics, "policy refused; started with the last good one");
     }
@@ -209,8 +243,10 @@ fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&
 
 /// Where the loop begins.
 struct Begin {
-    state: Option<State>,
-    collect: Option<Duration>,
+    state: State,
+    /// The state is lost, or a part of it: how long to collect reports, if that is stated.
+    collect: Option<Option<Duration>>,
+    runs: RunsKept,
     good: Option<Loaded>,
 }
 
@@ -230,16 +266,12 @@ fn turns(
     let in_force = Arc::clone(&accepted.borrow());
     let policy = Arc::clone(&in_force.policy);
     let sources = Sources::new(Arc::clone(clock), &policy)?;
-    let collect = match from.state {
-        Some(_) => Duration::ZERO,
-        None => from.collect.unwrap_or(policy.interval),
-    };
-    let initial = from.state.unwrap_or_default();
+    let collect = from.collect.map_or(Duration::ZERO, |stated| stated.unwrap_or(policy.interval));
     let turns = Turns {
-        controller: Controller::new(policy, initial.clone()),
+        controller: Controller::new(policy, from.state.clone()),
         in_force,
         good: from.good.map(Arc::new),
-        initial,
+        initial: from.state,
         standing: Arc::clone(standing),
         alarm: 0.0,
         clock: Arc::clone(clock),
@@ -248,19 +280,28 @@ fn turns(
         metrics: metrics.clone(),
         seen: Seen::default(),
         accepted,
-        disk: Some(disk),
         writer: Writer::start().map_err(|error| format!("no thread for the state directory: {error}"))?,
+        store: Store::Idle(disk),
+        runs: from.runs,
+        policy_since: clock.now(),
+        published: Published::default(),
     };
     Ok(Prepared { collect, turns })
 }
 
 /// Without state the nodes know how far versions had come: they are heard before the first tick.
 async fn first_listen(prepared: Prepared, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
-    tokio::select! {
-        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-        () = tokio::time::sleep(prepared.collect) => {}
+    let mut watchdog = Watchdog::from_env();
+    let collected = tokio::time::sleep(prepared.collect);
+    tokio::pin!(collected);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => break,
+            () = &mut collected => break,
+            () = watchdog.hungry() => watchdog.feed(),
+        }
     }
-    prepared.turns.run(stopped).await
+    prepared.turns.run(stopped, watchdog).await
 }
 
 // === impl Running ===
@@ -281,19 +322,24 @@ impl Running {
         response.await.map_err(|_| stopped())?
     }
 
-    /// Resolves only when the loop has ended by itself, which it never should; says why.
+    /// Resolves only when the loop, or a task that it needs, has ended by itself, which none ever
+    /// should; says why. The process is of no use from here on.
     pub async fn ended(&mut self) -> String {
-        match (&mut self.turns).await {
-            Ok(Ok(())) => "the control loop has stopped".to_owned(),
-            Ok(Err(reason)) => reason,
-            Err(error) => format!("the control loop broke: {error}"),
+        tokio::select! {
+            turns = &mut self.turns => match turns {
+                Ok(Ok(())) => "the control loop has stopped".to_owned(),
+                Ok(Err(reason)) => reason,
+                Err(error) => format!("the control loop broke: {error}"),
+            },
+            reason = self.reloader.ended() => reason,
+            () = self.server.ended() => "the listener has stopped".to_owned(),
         }
     }
 
     /// Finishes the turn, answers whoever waits and drains the rest, ten seconds at most.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        self.reloader.abort();
+        drop(self.reloader);
         let turns = async {
             if !self.turns.is_finished() {
                 let _ = self.turns.await;

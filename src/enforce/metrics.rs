@@ -15,6 +15,7 @@ use crate::metrics::Family;
 use crate::metrics::Folding;
 use crate::metrics::RowName;
 use crate::metrics::Sheet;
+use crate::supervise::panics;
 use crate::unit::{Dimension, Instant, NodeId, PPM};
 use crate::wire::Held;
 use crate::wire::PoolUsage;
@@ -47,6 +48,7 @@ counts! {
     tables_renewed: "Ticks that renewed the table in force.",
     tables_stale: "Tables not newer than the one in force.",
     table_errors: "Tables that did not come, could not be read or were not valid.",
+    tables_refused: "Tables that came and could not be taken; the usage report says why.",
     store_errors: "Tables that could not be kept on disk.",
     report_errors: "Usage reports not delivered.",
     reload_errors: "Key files or configurations that were not taken.",
@@ -74,6 +76,8 @@ const REFUSALS: [&str; 13] = [
     "no_table",
 ];
 
+const PANICS: Family<0> =
+    Family::counter("tidegate_enforce_panics_total", "Panics, whatever they ended.", []);
 const NODE: Family<1> =
     Family::gauge("tidegate_enforce_node_info", "The name that shares are given to.", ["node"]);
 const REQUESTS: Family<4> = Family::counter(
@@ -141,6 +145,7 @@ pub fn page(shared: &Shared, detail: Detail) -> Result<Vec<u8>, prometheus::Erro
     if let Some(held) = held {
         table(&mut sheet, &held, shared.cell.now(), &shared.node, detail);
     }
+    sheet.add(&PANICS, [([], panics() as f64)]);
     sheet.encode()
 }
 

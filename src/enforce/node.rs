@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,24 +15,27 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::bounds::ADMIN_CONNECTIONS_MAX;
 use crate::bounds::NODE_DRAIN;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
-use crate::enforce::client::client;
+use crate::enforce::client::{HttpClient, client};
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
 use crate::enforce::patient::Patient;
 use crate::enforce::report::Reporter;
+use crate::enforce::room::Room;
 use crate::enforce::serve::{Bounds, http, serve};
 use crate::enforce::shared::{Shared, StateError};
+use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::metrics::Page;
+use crate::supervise::{Beat, Tasks, Watchdog};
 
 /// Starts nodes.
 pub struct Node;
@@ -45,8 +48,8 @@ pub struct Running {
     reload: Reload,
     reporter: Option<Reporter>,
     stop: watch::Sender<bool>,
-    servers: JoinSet<()>,
-    followers: JoinSet<()>,
+    servers: Tasks,
+    followers: Tasks,
 }
 
 /// How to read again what a reload replaces.
@@ -100,15 +103,20 @@ impl Node {
             client: client.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
+            answers: Room::new(config.caps.answers_bytes),
+            strangers: Mutex::new(Strangers::new()),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
-        let bounds = |connections| Bounds::new(&config.caps, connections);
+        let proxied = Bounds::new(&config.caps, config.caps.connections);
+        let administered = Bounds::new(&config.caps, ADMIN_CONNECTIONS_MAX);
+        let beats = [proxied.beat.clone(), administered.beat.clone()];
         let (stop, stopped) = watch::channel(false);
-        let mut servers = JoinSet::new();
+        let mut servers = Tasks::new();
         let handler = Arc::clone(&gate);
-        servers.spawn(serve(proxy, bounds(config.caps.connections), stopped.clone(), move |request| {
-            Arc::clone(&handler).handle(request)
-        }));
+        servers.vital(
+            "proxy",
+            serve(proxy, proxied, stopped.clone(), move |request| Arc::clone(&handler).handle(request)),
+        );
         let operator = Arc::new(Admin {
             gate: Arc::clone(&gate),
             token: config.admin_token.clone(),
@@ -116,32 +124,18 @@ impl Node {
             page: Page::new(config.metrics.max_age),
             detail: config.metrics.detail,
         });
-        servers.spawn(serve(admin, bounds(ADMIN_CONNECTIONS_MAX), stopped, move |request| {
-            Arc::clone(&operator).handle(request)
-        }));
-        let mut followers = JoinSet::new();
-        let token = config.controller_token.clone();
-        match config.table {
-            TableSource::File(path) => {
-                followers.spawn(follow_table(Arc::clone(&shared), path, config.caps.poll()));
-            }
-            TableSource::Http(base) => {
-                followers.spawn(follow_http::follow(
-                    Arc::clone(&shared),
-                    client.clone(),
-                    base,
-                    token.clone(),
-                ));
-            }
-        }
-        if let KeySource::File(path) = config.keys {
-            followers.spawn(follow_keys(Arc::clone(&gate), path, config.caps.poll()));
-        }
-        let reporter =
-            config.controller.map(|base| Reporter { shared: Arc::clone(&shared), client, base, token });
-        if let Some(reporter) = reporter.clone() {
-            followers.spawn(reporter.run(Duration::from_millis(config.caps.report_ms)));
-        }
+        servers.vital(
+            "admin",
+            serve(admin, administered, stopped, move |request| Arc::clone(&operator).handle(request)),
+        );
+        let reporter = config.controller.as_ref().map(|base| Reporter {
+            shared: Arc::clone(&shared),
+            client: client.clone(),
+            base: base.clone(),
+            token: config.controller_token.clone(),
+        });
+        let mut followers = follow(config, &gate, client, reporter.clone());
+        followers.vital("watchdog", watch(beats, Arc::clone(&shared)));
         tracing::info!(node = %shared.node, proxy = %proxy_at, admin = %admin_at, "node serves");
         Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, reporter, stop, servers, followers })
     }
@@ -182,16 +176,31 @@ impl Running {
         self.reload.now(&self.gate).await
     }
 
+    /// Resolves only when a task that the node needs has ended by itself, which none ever should;
+    /// says which. The node is of no use from here on.
+    pub async fn ended(&mut self) -> String {
+        tokio::select! {
+            reason = self.servers.ended() => reason,
+            reason = self.followers.ended() => reason,
+        }
+    }
+
     /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
     /// what they used in the end.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
-        let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), all).await;
+        let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), self.servers.all_ended()).await;
         self.followers.abort_all();
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What still holds the node for a moment must not keep the next one from its state.
+        self.gate.shared.release();
     }
 }
 
@@ -231,6 +240,34 @@ impl Reload {
         });
         read.await.unwrap_or_else(|error| Err(error.to_string()))
     }
+}
+
+/// What a node reads and tells beside its requests; each begins anew when it breaks.
+fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Option<Reporter>) -> Tasks {
+    let mut followers = Tasks::new();
+    let (poll, report) = (config.caps.poll(), Duration::from_millis(config.caps.report_ms));
+    let (shared, token) = (Arc::clone(&gate.shared), config.controller_token);
+    match config.table {
+        TableSource::File(path) => {
+            followers.restarted("table", move || follow_table(Arc::clone(&shared), path.clone(), poll))
+        }
+        TableSource::Http(base) => followers.restarted("table", move || {
+            follow_http::follow(Arc::clone(&shared), http.clone(), base.clone(), token.clone())
+        }),
+    }
+    if let KeySource::File(path) = config.keys {
+        let gate = Arc::clone(gate);
+        followers.restarted("keys", move || follow_keys(Arc::clone(&gate), path.clone(), poll));
+    }
+    if let Some(reporter) = reporter {
+        followers.restarted("report", move || reporter.clone().run(report));
+    }
+    followers
+}
+
+/// Feeds the service manager's watchdog while both listeners turn and the limiter's lock is free.
+async fn watch(listeners: [Beat; 2], shared: Arc<Shared>) {
+    Watchdog::from_env().feed_while(listeners.into(), || shared.cell.with(|_, _| ())).await;
 }
 
 async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,14 +22,17 @@ use crate::bounds::NODE_DRAIN;
 use crate::enforce::config::Caps;
 use crate::enforce::patient::{Patience, Patient};
 use crate::enforce::stream::Body;
+use crate::supervise::{Beat, failpoint};
 
 /// What one listener holds and waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     pub connections: usize,
     /// Between requests.
     pub idle: Duration,
     pub patience: Patience,
+    /// Shows that the listener's loop turns.
+    pub beat: Beat,
 }
 
 // === impl Bounds ===
@@ -40,9 +44,14 @@ impl Bounds {
             connections,
             idle: seconds(caps.keep_alive_seconds),
             patience: Patience { head: seconds(caps.header_seconds), write: seconds(caps.write_seconds) },
+            beat: Beat::default(),
         }
     }
 }
+
+/// Where a request's connection comes from, among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Source(pub IpAddr);
 
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
 pub async fn serve<H, F>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, handle: H)
@@ -54,17 +63,21 @@ where
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
+        bounds.beat.turned();
+        failpoint("accept", "node");
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &room) => accepted,
+            () = bounds.beat.due() => continue,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
         };
         // Under a flood of connections there is always one more to accept.
         while tasks.try_join_next().is_some() {}
-        let Some((socket, permit)) = accepted else { continue };
+        let Some((socket, source, permit)) = accepted else { continue };
         let handle = handle.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Source(source));
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
@@ -96,12 +109,15 @@ pub fn http(idle: Duration) -> http1::Builder {
     http
 }
 
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((socket, _)) => {
+        Ok((socket, from)) => {
             let _ = socket.set_nodelay(true);
-            Some((socket, permit))
+            Some((socket, from.ip(), permit))
         }
         Err(error) => {
             // Out of descriptors, most likely: pause instead of spinning.

@@ -17,14 +17,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HANDSHAKES_MAX;
 use crate::bounds::SERVER_HEADER_WAIT;
 use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
+use crate::publish::peer;
+use crate::supervise::failpoint;
 
 /// A running listener.
 #[derive(Debug)]
@@ -33,6 +37,13 @@ pub struct Server {
     stop: oneshot::Sender<()>,
     accepting: tokio::task::JoinHandle<()>,
     board: Arc<Board>,
+}
+
+/// TLS, for a bounded number of newcomers at a time: thousands at once would all be late.
+#[derive(Clone)]
+struct Handshakes {
+    tls: TlsAcceptor,
+    turns: Arc<Semaphore>,
 }
 
 // === impl Server ===
@@ -47,30 +58,52 @@ impl Server {
         tls: Option<Arc<ServerConfig>>,
         board: Arc<Board>,
     ) -> std::io::Result<Server> {
+        Server::start_bounded(listener, tls, board, SERVER_CONNECTIONS_MAX)
+    }
+
+    /// With so many connections at a time.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start_bounded(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        board: Arc<Board>,
+        connections_max: usize,
+    ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting =
-            tokio::spawn(accept(listener, tls.map(TlsAcceptor::from), Arc::clone(&board), stopped));
+        let tls = tls.map(Handshakes::new);
+        let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&board), stopped, connections_max));
         Ok(Server { addr, stop, accepting, board })
+    }
+
+    /// Resolves when it accepts no more although nobody stopped it.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.accepting).await;
     }
 
     /// Accepts nothing more, answers whoever waits, and gives the rest [`SERVER_DRAIN`] to finish.
     pub async fn shutdown(self) {
         self.board.close();
         let _ = self.stop.send(());
-        let _ = self.accepting.await;
+        if !self.accepting.is_finished() {
+            let _ = self.accepting.await;
+        }
     }
 }
 
 async fn accept(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
+    connections_max: usize,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(SERVER_CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(connections_max));
     loop {
+        failpoint("accept", "control");
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
             Some((slot, listener.accept().await))
@@ -97,17 +130,17 @@ async fn accept(
 
 async fn connection(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     watcher: Watcher,
     slot: OwnedSemaphorePermit,
 ) {
-    let _ = stream.set_nodelay(true);
+    peer::bound(&stream);
     let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Some(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -131,6 +164,19 @@ where
         .serve_connection(TokioIo::new(stream), service);
     // A client that breaks off is its own affair.
     let _ = watcher.watch(connection).await;
+}
+
+// === impl Handshakes ===
+
+impl Handshakes {
+    fn new(config: Arc<ServerConfig>) -> Handshakes {
+        Handshakes { tls: config.into(), turns: Arc::new(Semaphore::new(SERVER_HANDSHAKES_MAX)) }
+    }
+
+    async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Option<TlsStream<S>> {
+        let _turn = self.turns.acquire().await.ok()?;
+        self.tls.accept(stream).await.ok()
+    }
 }
 
 /// A TLS configuration from a certificate chain and its key, both PEM.

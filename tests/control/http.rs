@@ -142,9 +142,9 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
 
     let large = vec![b' '; (1 << 20) + 1];
     assert_eq!(call(addr, "POST /v1/usage", &auth, &large).await.status, 413);
-    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"nodes\":1}").await;
+    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"node\":1}").await;
     assert_eq!(broken.status, 400);
-    assert!(broken.text().contains("line 2 column 7"), "{}", broken.text());
+    assert!(broken.text().contains("line 2 column 8"), "{}", broken.text());
     assert!(stand.board.inbox.drain().is_empty());
 
     let wrong_method = get(addr, "/v1/usage").await;

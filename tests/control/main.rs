@@ -9,8 +9,10 @@
     reason = "a broken promise ends the test"
 )]
 
+mod clock;
 mod edits;
 mod http;
+mod metrics;
 mod observe;
 mod policies;
 mod presets;
@@ -20,3 +22,4 @@ mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

@@ -132,7 +132,7 @@ async fn without_any_good_policy_it_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_restart_continues_and_reuses_no_version() {
+async fn d10_a_restart_continues_and_reuses_no_version() {
     let place = Place::new().await;
     let running = place.start().await;
     let before = until("some ticks", async || {
@@ -202,7 +202,7 @@ async fn the_clock_goes_on_across_a_restart() {
 }
 
 #[tokio::test]
-async fn without_state_it_begins_above_what_nodes_report() {
+async fn d12_without_state_it_begins_above_what_nodes_report() {
     let place = Place::new().await;
     let mut options = place.options();
     options.collect = Some(Duration::from_secs(2));
@@ -220,7 +220,7 @@ async fn without_state_it_begins_above_what_nodes_report() {
 }
 
 #[tokio::test]
-async fn a_failing_disk_keeps_the_last_good_table_and_the_loop() {
+async fn d02_a_failing_disk_is_told_and_tables_go_on_under_an_epoch_of_their_own() {
     let place = Place::new().await;
     let mut options = place.options();
     // Every entry begins a new file.
@@ -235,16 +235,24 @@ async fn a_failing_disk_keeps_the_last_good_table_and_the_loop() {
     let name = "tidegate_publish_last_write_successful";
     until("the alarm", async || (metric(addr, name).await == 0.0).then_some(())).await;
     let failures = "tidegate_publish_failures_total{channel=\"journal\"}";
-    let held = get(addr, "/v1/table").await;
+    let stored = load_table(&place.state()).unwrap().unwrap().stamp;
     let count = metric(addr, failures).await;
-    until("a failing turn", async || (metric(addr, failures).await > count + 2.0).then_some(())).await;
-    assert_eq!(get(addr, "/v1/table").await.etag(), held.etag());
+    until("failing turns", async || (metric(addr, failures).await > count + 3.0).then_some(())).await;
+    let unstored = table(addr).await.stamp;
+    assert_eq!(unstored.epoch, stored.epoch + 1);
+    until("a renewal", async || (table(addr).await.stamp > unstored).then_some(())).await;
+    assert_eq!(load_table(&place.state()).unwrap().unwrap().stamp, stored);
     assert_eq!(get(addr, "/-/ready").await.status, 200);
     for name in [".table.json.tmp", ".journal.jsonl.tmp"] {
         std::fs::remove_dir(place.state().join(name)).unwrap();
     }
-    until("another table", async || (get(addr, "/v1/table").await.etag() != held.etag()).then_some(())).await;
     until("no alarm", async || (metric(addr, name).await == 1.0).then_some(())).await;
+    running.shutdown().await;
+    assert!(load_table(&place.state()).unwrap().unwrap().stamp > unstored);
+    // A clean end: the next run goes on where this one stopped.
+    let epoch = load_table(&place.state()).unwrap().unwrap().stamp.epoch;
+    let running = place.start().await;
+    assert_eq!(table(running.addr).await.stamp.epoch, epoch);
     running.shutdown().await;
 }
 

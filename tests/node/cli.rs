@@ -12,7 +12,7 @@ use tidegate::unit::Dimension;
 use tokio::time::Instant;
 
 /// Killed when a test ends, however it ends.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -38,7 +38,7 @@ impl Process {
     }
 }
 
-fn enforce(dir: &Path, arguments: &[&str]) -> Command {
+pub fn enforce(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     command
         .arg("enforce")
@@ -51,7 +51,7 @@ fn enforce(dir: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Both addresses from the line that says the node serves, and the lines after it.
-fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) {
+pub fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) {
     let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -68,7 +68,7 @@ fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) 
     }
 }
 
-fn set_up(dir: &Path, upstream: &str) {
+pub fn set_up(dir: &Path, upstream: &str) {
     write_table(&dir.join("table.json"), &table(1, &[(Dimension::RequestsPerMinute, key_limit(600))]));
     std::fs::write(dir.join("keys.jsonl"), keys()).unwrap();
     let text = format!("node: n\nkeys: keys.jsonl\nupstreams:\n  main: {{urls: [\"{upstream}\"]}}\n");

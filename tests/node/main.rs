@@ -9,8 +9,10 @@
     reason = "a broken promise ends the test"
 )]
 
+mod away;
 mod cli;
 mod edges;
+mod flood;
 mod follow;
 mod openai;
 mod proxy;
