@@ -18,5 +18,6 @@ mod program;
 mod prometheus;
 mod rollback;
 mod run;
+mod sources;
 #[path = "../support/mod.rs"]
 mod support;
