@@ -363,7 +363,7 @@ fn check_prints_a_line_a_product_and_exits_as_promised() {
     assert_eq!(good.status.code(), Some(0));
     assert_eq!(
         String::from_utf8_lossy(&good.stdout),
-        "chat (default.yaml): 2 pools, 2 models, 3 tiers, 0 warnings\n\
+        "chat (default.yaml): 3 pools, 3 models, 3 tiers, 0 warnings\n\
          images (images.yaml): 1 pool, 1 model, 2 tiers, 0 warnings\n"
     );
     assert!(good.stderr.is_empty());

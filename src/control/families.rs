@@ -13,7 +13,8 @@ use crate::bounds::POOLS_SHOWN_MAX;
 use crate::bounds::SHARES_SHOWN_MAX;
 use crate::control::PoolTick;
 use crate::control::Tick;
-use crate::control::metrics::Latest;
+use crate::control::latest::KINDS;
+use crate::control::latest::Latest;
 use crate::decide::Motion;
 use crate::decide::Reason;
 use crate::estimate::Freshness;
@@ -45,7 +46,7 @@ const REPLICAS: Family<2> = Family::gauge(
 );
 const FAILURES: Family<2> = Family::counter(
     "tidegate_observe_failures_total",
-    "Readings that failed: down, silent, or source (the source as a whole).",
+    "Readings that failed: down, timeout, oversize, status, unreadable, or source (all of it).",
     ["pool", "kind"],
 );
 const SOURCE_UP: PoolFamily =
@@ -67,7 +68,8 @@ pub(super) fn observe(sheet: &mut Sheet, latest: &Latest) {
     });
     sheet.add(&REPLICAS, states);
     let failures = signals().flat_map(|(pool, signals)| {
-        signals.failures.map(|(kind, count)| ([pool.as_str(), kind], count as f64))
+        let kinds = KINDS.into_iter().zip(signals.failures);
+        kinds.map(move |(kind, count)| ([pool.as_str(), kind], count as f64))
     });
     sheet.add(&FAILURES, failures);
     sheet.add(&SOURCE_UP, signals().map(|(pool, of)| ([pool.as_str()], truth(of.source_up))));
@@ -318,7 +320,7 @@ const TABLE_AGE: Family<0> =
     Family::gauge("tidegate_publish_age_seconds", "Since the last table was announced.", []);
 const NODES: Family<1> = Family::gauge(
     "tidegate_publish_nodes",
-    "Nodes by state: current (reports, has the version in force), behind (reports, has an earlier one), silent.",
+    "Nodes by state: current (has the version of a turn ago or a later one), behind, silent.",
     ["state"],
 );
 const SHARE: Family<2> = Family::gauge(

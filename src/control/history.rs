@@ -97,8 +97,8 @@ pub fn find(all: Vec<Kept>, to: Option<u64>, now: Stamp, in_force: &str) -> Resu
             Err(format!("version {} had the policy that is in force now", to.unwrap_or(now.version)))
         }
         (Some(kept), _) => Ok(kept),
-        (None, Some(oldest)) => Err(format!("the policies kept begin with version {oldest}")),
-        (None, None) => Err("no former policy is kept".to_owned()),
+        (None, Some(oldest)) if to.is_some() => Err(format!("the policies kept begin with version {oldest}")),
+        (None, _) => Err("no former policy is kept".to_owned()),
     }
 }
 

@@ -12,15 +12,16 @@ use prometheus::{
 
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
+use crate::control::credentials::Credential;
 use crate::control::families;
+use crate::control::latest::Latest;
 use crate::metrics::Page;
 use crate::metrics::PageOptions;
 use crate::metrics::Sheet;
 use crate::observe::Outcome;
-use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::supervise::panics;
-use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
+use crate::unit::{Instant, NodeId, PoolId};
 use crate::wire::Stamp;
 
 /// A node that did not report for this many intervals is silent: its demand counts no more.
@@ -59,11 +60,20 @@ pub struct Metrics {
     lag: Gauge,
     publish_failures: IntCounterVec,
     quarantined: IntGauge,
-    reload_successful: IntGauge,
-    reload_failures: IntCounter,
-    policy_held: IntGauge,
+    reloads: Reloads,
     turns_failed: IntCounter,
     table_alarm: IntGaugeVec,
+}
+
+/// How reading the policy goes.
+#[derive(Clone, Debug)]
+struct Reloads {
+    successful: IntGauge,
+    failures: IntCounter,
+    held: IntGauge,
+    credentials: IntGaugeVec,
+    credential_failures: IntCounterVec,
+    certificate: IntGaugeVec,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -71,32 +81,6 @@ pub struct Metrics {
 pub struct Seen {
     newest: BTreeMap<PoolId, Instant>,
     nodes: BTreeMap<NodeId, (Instant, Option<Stamp>)>,
-}
-
-/// The last turn: what a page is drawn from.
-#[derive(Debug)]
-pub struct Latest {
-    pub signals: BTreeMap<PoolId, Signals>,
-    pub tick: Option<Tick>,
-    /// Nodes by state.
-    pub nodes: [(&'static str, u64); 3],
-    /// Of the page alone: it goes on when the loop does not.
-    clock: SystemClock,
-    round_at: Instant,
-    announced_at: Option<Instant>,
-}
-
-/// One pool's sources in the last round.
-#[derive(Clone, Debug, Default)]
-pub struct Signals {
-    pub up: u64,
-    pub down: u64,
-    pub silent: u64,
-    pub source_up: bool,
-    /// Of the newest reading when the round ended, seconds.
-    pub age: Option<f64>,
-    /// Since the pool is in the policy, by kind.
-    pub failures: [(&'static str, u64); 3],
 }
 
 // === impl Metrics ===
@@ -152,21 +136,7 @@ impl Metrics {
                 "tidegate_control_policy_quarantined",
                 "1 while the last good policy is in force because runs under a later one ended badly.",
             )?,
-            reload_successful: gauge(
-                r,
-                "tidegate_policy_last_reload_successful",
-                "0 while the policy files are not the policy in force.",
-            )?,
-            reload_failures: counter(
-                r,
-                "tidegate_policy_reload_failures_total",
-                "Policy edits that were refused.",
-            )?,
-            policy_held: gauge(
-                r,
-                "tidegate_policy_held",
-                "1 while an operator's rollback holds a former policy in force.",
-            )?,
+            reloads: Reloads::new(r)?,
             turns_failed: counter(
                 r,
                 "tidegate_control_turns_failed_total",
@@ -222,16 +192,7 @@ impl Metrics {
         }
         seen.nodes.retain(|_, (at, _)| now.seconds_since(*at) < NODE_FORGOTTEN_AFTER);
         self.look(|latest| {
-            latest.round_at = latest.clock.now();
-            let mut before = std::mem::take(&mut latest.signals);
-            latest.signals = round
-                .pools
-                .iter()
-                .map(|(id, pool)| {
-                    let age = seen.newest.get(id).map(|at| now.seconds_since(*at));
-                    (id.clone(), before.remove(id).unwrap_or_default().next(pool, age))
-                })
-                .collect();
+            latest.observe_round(&round.pools, |id| seen.newest.get(id).map(|at| now.seconds_since(*at)));
         });
     }
 
@@ -254,20 +215,22 @@ impl Metrics {
         self.version.set(int(stamp.version));
         self.tick.set(int(stamp.tick));
         self.table_bytes.set(int(bytes));
-        let (mut current, mut behind, mut silent) = (0, 0, 0);
-        for (at, applied) in seen.nodes.values() {
-            let same = |applied: Stamp| (applied.epoch, applied.version) == (stamp.epoch, stamp.version);
-            if now.since(*at) > interval * NODE_SILENT_INTERVALS {
-                silent += 1;
-            } else if applied.is_some_and(same) {
-                current += 1;
-            } else {
-                behind += 1;
-            }
-        }
+        let version = |stamp: Stamp| (stamp.epoch, stamp.version);
         self.look(|latest| {
+            // Nobody can have what is announced only now; what was announced a turn ago, everybody.
+            let had = latest.announce(stamp);
+            let known = version(had)..=version(stamp);
+            let (mut current, mut behind, mut silent) = (0, 0, 0);
+            for (at, applied) in seen.nodes.values() {
+                if now.since(*at) > interval * NODE_SILENT_INTERVALS {
+                    silent += 1;
+                } else if applied.is_some_and(|applied| known.contains(&version(applied))) {
+                    current += 1;
+                } else {
+                    behind += 1;
+                }
+            }
             latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
-            latest.announced_at = Some(latest.clock.now());
         });
     }
 
@@ -285,10 +248,23 @@ impl Metrics {
 
     /// A former policy is held in force by an operator, or is no longer.
     pub fn held(&self, held: bool) {
-        self.policy_held.set(i64::from(held));
+        self.reloads.held.set(i64::from(held));
         if held {
-            self.reload_successful.set(0);
+            self.reloads.successful.set(0);
         }
+    }
+
+    /// A certificate or token was read: it is in force, or the last good one stays.
+    pub fn credential_read(&self, credential: Credential, successful: bool) {
+        let label = &[credential.name()];
+        self.reloads.credentials.with_label_values(label).set(i64::from(successful));
+        self.reloads.credential_failures.with_label_values(label).inc_by(u64::from(!successful));
+    }
+
+    /// When the certificate in force expires, seconds since 1970.
+    pub fn certificate(&self, not_after: u64) {
+        let label = &[Credential::Certificate.name()];
+        self.reloads.certificate.with_label_values(label).set(int(not_after));
     }
 
     /// A turn made no table.
@@ -313,60 +289,60 @@ impl Metrics {
     }
 
     pub fn reloaded(&self, successful: bool) {
-        self.reload_successful.set(i64::from(successful));
+        self.reloads.successful.set(i64::from(successful));
         if successful {
-            self.policy_held.set(0);
+            self.reloads.held.set(0);
         } else {
-            self.reload_failures.inc();
+            self.reloads.failures.inc();
         }
     }
 }
 
-// === impl Latest ===
+// === impl Reloads ===
 
-impl Default for Latest {
-    fn default() -> Latest {
-        Latest {
-            signals: BTreeMap::new(),
-            tick: None,
-            nodes: [("current", 0), ("behind", 0), ("silent", 0)],
-            clock: SystemClock::starting_at(Instant::ZERO),
-            round_at: Instant::ZERO,
-            announced_at: None,
-        }
+impl Reloads {
+    fn new(r: &Registry) -> Result<Reloads, prometheus::Error> {
+        Ok(Reloads {
+            successful: gauge(
+                r,
+                "tidegate_policy_last_reload_successful",
+                "0 while the policy files are not the policy in force.",
+            )?,
+            failures: counter(r, "tidegate_policy_reload_failures_total", "Policy edits that were refused.")?,
+            held: gauge(
+                r,
+                "tidegate_policy_held",
+                "1 while an operator's rollback holds a former policy in force.",
+            )?,
+            credentials: gauges(
+                r,
+                "tidegate_publish_credential_last_reload_successful",
+                "0 while the files of the listener's certificate, or its token, are not what is in force.",
+            )?,
+            credential_failures: credential_failures(r)?,
+            certificate: gauges(
+                r,
+                "tidegate_publish_certificate_not_after_timestamp_seconds",
+                "When the listener's certificate, or one of its chain, expires; absent without TLS.",
+            )?,
+        })
     }
 }
 
-impl Latest {
-    /// Seconds since the last round.
-    pub fn since_round(&self) -> f64 {
-        self.clock.now().seconds_since(self.round_at)
-    }
-
-    /// Seconds since a table was announced.
-    pub fn since_announced(&self) -> Option<f64> {
-        Some(self.clock.now().seconds_since(self.announced_at?))
-    }
+fn credential_failures(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
+    let failures = Opts::new(
+        "tidegate_publish_credential_reload_failures_total",
+        "Certificates or tokens that were refused.",
+    );
+    let failures = IntCounterVec::new(failures, &["credential"])?;
+    r.register(Box::new(failures.clone()))?;
+    Ok(failures)
 }
 
-// === impl Signals ===
-
-impl Signals {
-    /// The same pool, one round later.
-    fn next(self, round: &PoolRound, age: Option<f64>) -> Signals {
-        let (mut up, mut down, mut silent) = (0, 0, 0);
-        for reading in &round.replicas {
-            match reading.outcome {
-                Outcome::Up(_) => up += 1,
-                Outcome::Down(_) => down += 1,
-                Outcome::Silent(_) => silent += 1,
-            }
-        }
-        let [(_, downs), (_, silents), (_, sources)] = self.failures;
-        let failed = u64::from(round.failed.is_some());
-        let failures = [("down", downs + down), ("silent", silents + silent), ("source", sources + failed)];
-        Signals { up, down, silent, source_up: failed == 0, age, failures }
-    }
+fn gauges(r: &Registry, name: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), &["credential"])?;
+    r.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
 }
 
 // === impl Channel ===
@@ -420,6 +396,7 @@ mod tests {
             instance: 1,
             uptime_ms: 5,
             applied: Some(stamp),
+            nack: None,
             rows: Vec::new(),
             pools: BTreeMap::new(),
         };
@@ -430,5 +407,21 @@ mod tests {
         };
         assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
         assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));
+    }
+
+    #[test]
+    fn a_node_is_behind_when_it_missed_the_version_of_a_turn_ago() {
+        let metrics = Metrics::new(PageOptions::fresh()).unwrap();
+        let mut seen = Seen::default();
+        let stamp = |version: u64| Stamp { epoch: 1, version, tick: version };
+        seen.nodes.insert("n1".into(), (Instant::ZERO, Some(stamp(4))));
+        let behind = |version: u64| {
+            let interval = Duration::from_secs(2);
+            metrics.observe_published(&seen, Instant::ZERO, interval, stamp(version), 1);
+            metrics.look(|latest| latest.nodes[1])
+        };
+        assert_eq!(behind(4), ("behind", 0));
+        assert_eq!(behind(5), ("behind", 0), "announced this moment");
+        assert_eq!(behind(6), ("behind", 1));
     }
 }

@@ -5,6 +5,8 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
+pub mod credentials;
+#[cfg(feature = "daemon")]
 mod disk;
 #[cfg(feature = "daemon")]
 mod families;
@@ -12,6 +14,8 @@ mod families;
 mod fence;
 #[cfg(feature = "daemon")]
 mod history;
+#[cfg(feature = "daemon")]
+mod latest;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]

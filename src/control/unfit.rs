@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::control::fence::fenced;
 use crate::control::resume::saved_state;
 use crate::control::turn::Turns;
+use crate::wire::Stamp;
 
 impl Turns {
     /// The policy in force made no table. `broken`: not even the controller's state is to be trusted.
@@ -23,7 +24,10 @@ impl Turns {
                 .and_then(|latest| saved_state(&latest.status))
                 .unwrap_or_else(|| self.initial.clone()),
         };
-        state.stamp = state.stamp.max(last);
+        if last > state.stamp {
+            // That version may be on its way: nobody shall see it with other contents.
+            state.stamp = Stamp { version: last.version.saturating_add(1), ..last };
+        }
         let Some(good) = good else {
             tracing::error!(policy, reason, "no table this turn; the last one stays in force");
             let same = Arc::clone(&self.in_force);

@@ -1,33 +1,43 @@
 //! One HTTP exchange with a source: whole body or reason, under one deadline and one size cap.
 //!
 //! Sources are trusted by address only. Nothing is followed (a redirect may lead into the
-//! operator's own network), nothing is decompressed (none was asked for), nothing is unbounded.
+//! operator's own network), nothing is unpacked beyond the cap, nothing is unbounded.
 
-use crate::bounds::SOURCE_IDLE_MAX;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
+    RETRY_AFTER,
+};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use crate::bounds::SOURCE_IDLE_MAX;
+use crate::observe::body::{Body, BodyError};
 
 /// A client that keeps connections alive. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Marked as sensitive, so that no debug output shows it.
+    login: Option<HeaderValue>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Fetched {
     pub status: u16,
     pub content_type: Option<String>,
+    /// In whole seconds, as it was asked for; a date is not read.
+    pub retry_after: Option<Duration>,
     pub body: Bytes,
 }
 
@@ -50,44 +60,41 @@ pub enum FetchError {
 // === impl Fetcher ===
 
 impl Fetcher {
-    /// # Errors
-    /// When the TLS library cannot be set up.
-    pub fn new() -> Result<Fetcher, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        // A machine without any root certificate can still scrape plain HTTP; https then fails
-        // at its handshake, with a reason.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS cannot be set up: {error}"))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    pub fn new(
+        tls: ClientConfig,
+        server_name: Option<ServerName<'static>>,
+        login: Option<HeaderValue>,
+    ) -> Self {
         let mut plain = HttpConnector::new();
         plain.enforce_http(false);
         plain.set_nodelay(true);
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(plain);
+        let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+        let builder = match server_name {
+            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+            None => builder,
+        };
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(SOURCE_IDLE_MAX)
             .pool_max_idle_per_host(8)
             .pool_timer(TokioTimer::new())
             .http1_max_buf_size(64 << 10)
-            .build(connector);
-        Ok(Fetcher { client })
+            .build(builder.enable_http1().wrap_connector(plain));
+        Self { client, login }
     }
 
     /// # Errors
     /// See [`FetchError`]. The deadline covers the connection, the headers and the whole body.
     pub async fn fetch(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         deadline: Duration,
         bytes_max: usize,
     ) -> Result<Fetched, FetchError> {
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        if let Some(login) = &self.login {
+            headers.insert(AUTHORIZATION, login.clone());
+        }
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| refused_or(&error))?;
             whole(response, bytes_max).await
@@ -97,19 +104,43 @@ impl Fetcher {
 }
 
 async fn whole(response: http::Response<Incoming>, bytes_max: usize) -> Result<Fetched, FetchError> {
-    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let encoding = header(CONTENT_ENCODING).filter(|encoding| !encoding.eq_ignore_ascii_case("identity"));
-    if let Some(encoding) = encoding {
-        return Err(FetchError::Encoded(encoding.chars().take(40).collect()));
+    let headers = response.headers();
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let mut body = Body::new(encoding(headers)?.as_deref(), bytes_max).map_err(FetchError::Encoded)?;
+    let announced = header(CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > bytes_max) {
+        return Err(FetchError::TooLarge(bytes_max));
     }
     let content_type = header(CONTENT_TYPE);
+    let retry_after = header(RETRY_AFTER).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), bytes_max).collect().await;
-    let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-        Some(_) => FetchError::TooLarge(bytes_max),
-        None => FetchError::Other(format!("the answer broke off: {error}")),
-    })?;
-    Ok(Fetched { status, content_type, body: body.to_bytes() })
+    let mut incoming = response.into_body();
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| FetchError::Other(format!("the answer broke off: {error}")))?;
+        if let Some(piece) = frame.data_ref() {
+            body.add(piece).map_err(unusable)?;
+        }
+    }
+    let body = Bytes::from(body.finish().map_err(unusable)?);
+    Ok(Fetched { status, content_type, retry_after, body })
+}
+
+/// Several headers are one list, and so a chain.
+fn encoding(headers: &HeaderMap) -> Result<Option<String>, FetchError> {
+    let name: HeaderName = CONTENT_ENCODING;
+    let mut parts = Vec::new();
+    for value in headers.get_all(name) {
+        let text = value.to_str().map_err(|_| FetchError::Encoded("something unreadable".to_owned()))?;
+        parts.push(text.to_owned());
+    }
+    Ok((!parts.is_empty()).then(|| parts.join(", ")))
+}
+
+fn unusable(error: BodyError) -> FetchError {
+    match error {
+        BodyError::TooLarge(bytes_max) => FetchError::TooLarge(bytes_max),
+        BodyError::Damaged(reason) => FetchError::Other(format!("the answer broke off: {reason}")),
+    }
 }
 
 /// The innermost cause says more than "client error".

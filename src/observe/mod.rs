@@ -4,9 +4,23 @@
 //! negative, everything else was turned away at the border.
 
 #[cfg(feature = "daemon")]
+mod access;
+#[cfg(feature = "daemon")]
+pub mod answer;
+#[cfg(feature = "daemon")]
+mod backoff;
+#[cfg(feature = "daemon")]
+mod body;
+#[cfg(feature = "daemon")]
+mod discover;
+#[cfg(feature = "daemon")]
 pub mod exposition;
 #[cfg(feature = "daemon")]
 mod fetch;
+#[cfg(feature = "daemon")]
+pub mod file_sd;
+#[cfg(feature = "daemon")]
+mod pair;
 #[cfg(feature = "daemon")]
 pub mod prometheus;
 #[cfg(feature = "daemon")]
@@ -40,6 +54,9 @@ pub struct PoolRound {
     /// Why the source as a whole could not be read (a Prometheus that does not answer); the
     /// replicas it would have named are then absent, which says nothing about them.
     pub failed: Option<String>,
+    /// What a source said about its answer, or what about it is doubtful. Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,22 +10,26 @@ use http::{Method, Request};
 use http_body_util::Full;
 use tokio::task::JoinSet;
 
-use crate::bounds::ABSENCES_MAX;
-use crate::bounds::ANSWER_BYTES_MAX;
-use crate::bounds::INSTANCES_MAX;
+use crate::bounds::{
+    ABSENCES_MAX, ANSWER_BYTES_MAX, INSTANCES_MAX, PARSE_INLINE_BYTES_MAX, SOURCE_WARNINGS_MAX,
+};
+use crate::observe::answer::{Answer, ByJob, Sampled, answer};
+use crate::observe::backoff::Backoff;
 use crate::observe::fetch::Fetcher;
-use crate::observe::promql::{Answer, answer, down_query, query};
+use crate::observe::promql::{down_query, query};
 use crate::observe::select::{Signal, outcome_of};
 use crate::observe::{Outcome, PoolRound, Reading};
 use crate::policy::SignalMap;
-use crate::unit::{Instant, PoolId, ReplicaId};
+use crate::unit::{Clock, Instant, PoolId, ReplicaId};
 
 /// One pool's queries and the instances they have named before.
 #[derive(Debug)]
 pub struct PrometheusSource {
-    url: String,
+    /// As the policy names it.
+    server: String,
     queries: BTreeMap<Signal, String>,
     known: BTreeMap<String, Known>,
+    backoff: Backoff,
 }
 
 /// An instance that an answer has named.
@@ -57,42 +61,59 @@ struct Answers {
     down: Answer,
 }
 
+/// Why there is no answer, and whether the server is to be left alone for a while.
+struct Failure {
+    reason: String,
+    refused: bool,
+    retry_after: Option<Duration>,
+}
+
 // === impl PrometheusSource ===
 
 impl PrometheusSource {
-    pub fn new(url: &str, map: &SignalMap) -> PrometheusSource {
+    pub fn new(server: &str, map: &SignalMap) -> PrometheusSource {
         let queries = Signal::ALL
             .iter()
             .filter_map(|signal| Some((*signal, query(*signal, signal.alternatives(map))?)));
         PrometheusSource {
-            url: format!("{}/api/v1/query", url.trim_end_matches('/')),
+            server: server.trim_end_matches('/').to_owned(),
             queries: queries.collect(),
             known: BTreeMap::new(),
+            backoff: Backoff::default(),
         }
     }
 
-    /// Asks everything and reads the answers. `now` is asked for once the first query is out:
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Whom it has named before.
+    pub fn known(&self, pool: &PoolId) -> Vec<ReplicaId> {
+        self.known.keys().map(|instance| replica(pool, instance)).collect()
+    }
+
+    /// Asks everything and reads the answers. The clock is read once the first query is out:
     /// sample ages count from the server's evaluation.
     pub async fn read(
         &mut self,
         fetcher: &Fetcher,
         pool: &PoolId,
-        now: impl Fn() -> Instant,
+        clock: &dyn Clock,
         deadline: Duration,
+        jitter: f64,
     ) -> PoolRound {
-        let mut asked: BTreeMap<Asked, String> =
-            self.queries.iter().map(|(signal, text)| (Asked::Signal(*signal), text.clone())).collect();
-        if let Some(text) = down_query(self.known.keys().map(String::as_str)) {
-            asked.insert(Asked::Down, text);
+        if let Some(pause) = self.backoff.pause(clock.now()) {
+            let failed = format!("it refused; asked again in {} s", pause.as_secs() + 1);
+            return PoolRound { failed: Some(failed), ..PoolRound::default() };
         }
         let mut queries = JoinSet::new();
-        for (what, text) in asked {
-            let (fetcher, url) = (fetcher.clone(), self.url.clone());
+        for (what, text) in self.questions() {
+            let (fetcher, url) = (fetcher.clone(), format!("{}/api/v1/query", self.server));
             queries.spawn(async move { (what, ask(&fetcher, &url, &text, deadline).await) });
         }
-        let sent = now();
+        let sent = clock.now();
         let mut answers = Answers::default();
-        let mut failed = None;
+        let mut failed: Option<Failure> = None;
         while let Some(joined) = queries.join_next().await {
             match joined {
                 Ok((Asked::Signal(signal), Ok(answer))) => {
@@ -101,39 +122,52 @@ impl PrometheusSource {
                 Ok((Asked::Down, Ok(answer))) => answers.down = answer,
                 // Shown, or told by absence as well: no reason to disbelieve the rest.
                 Ok((Asked::Signal(Signal::Latency) | Asked::Down, Err(_))) => {}
-                Ok((Asked::Signal(signal), Err(reason))) => {
-                    failed.get_or_insert(format!("{}: {reason}", signal.name()));
+                Ok((Asked::Signal(signal), Err(failure))) => {
+                    let reason = format!("{}: {}", signal.name(), failure.reason);
+                    failed = Some(Failure { reason, ..failure }.graver(failed));
                 }
                 Err(error) => {
-                    failed.get_or_insert(format!("a query ended early: {error}"));
+                    let ended = Failure::of(format!("a query ended early: {error}"));
+                    failed = Some(ended.graver(failed));
                 }
             }
         }
-        if failed.is_some() {
-            return PoolRound { replicas: Vec::new(), failed };
+        let Some(failure) = failed else {
+            self.backoff.answered();
+            return self.round(pool, &answers, sent);
+        };
+        if failure.refused {
+            self.backoff.refused(clock.now(), failure.retry_after, jitter);
         }
-        PoolRound { replicas: self.readings(pool, &answers, sent), failed: None }
+        PoolRound { failed: Some(failure.reason), ..PoolRound::default() }
+    }
+
+    fn questions(&self) -> BTreeMap<Asked, String> {
+        let signals = self.queries.iter().map(|(signal, text)| (Asked::Signal(*signal), text.clone()));
+        let down = down_query(self.known.keys().map(String::as_str)).map(|text| (Asked::Down, text));
+        signals.chain(down).collect()
     }
 
     /// Every instance an answer names, and those that answers named before.
-    fn readings(&mut self, pool: &PoolId, answers: &Answers, sent: Instant) -> Vec<Reading> {
+    fn round(&mut self, pool: &PoolId, answers: &Answers, sent: Instant) -> PoolRound {
+        let told: BTreeSet<&String> =
+            answers.signals.values().chain([&answers.down]).flat_map(|answer| &answer.warnings).collect();
+        let mut warnings: Vec<String> = told.into_iter().cloned().collect();
         let mut readings = BTreeMap::new();
-        // Being ready makes nothing a replica: a plain `up` names every target of the server.
-        let told = answers.signals.iter().filter(|(signal, _)| **signal != Signal::Ready);
-        let mut named: BTreeSet<&String> = told.flat_map(|(_, answer)| answer.keys()).collect();
-        let ready = answers.signals.get(&Signal::Ready);
-        named
-            .extend(ready.into_iter().flat_map(BTreeMap::keys).filter(|name| self.known.contains_key(*name)));
-        for instance in named {
+        for instance in self.named(answers) {
             if self.known.len() < INSTANCES_MAX {
                 self.known.entry(instance.clone()).or_default();
             }
-            let sample = self.known.get(instance).and_then(|known| known.sample);
-            let (reading, sample) = reading(pool, instance, answers, sent, sample);
-            if let Some(known) = self.known.get_mut(instance) {
+            let sample = self.known.get(&instance).and_then(|known| known.sample);
+            let jobs = jobs(&instance, answers);
+            if jobs.twice && warnings.len() < SOURCE_WARNINGS_MAX {
+                warnings.push(format!("`{instance}` is scraped by several jobs and counted once"));
+            }
+            let (reading, sample) = reading(pool, &instance, jobs.chosen, answers, sent, sample);
+            if let Some(known) = self.known.get_mut(&instance) {
                 known.sample = sample;
             }
-            readings.insert(instance.clone(), reading);
+            readings.insert(instance, reading);
         }
         for (instance, known) in &mut self.known {
             if readings.contains_key(instance) {
@@ -141,7 +175,7 @@ impl PrometheusSource {
                 continue;
             }
             known.absences += 1;
-            let outcome = if answers.down.contains_key(instance) {
+            let outcome = if answers.down.instances.contains_key(instance) {
                 Outcome::Down("up is 0".to_owned())
             } else {
                 Outcome::Silent("the server does not name it any more".to_owned())
@@ -150,13 +184,66 @@ impl PrometheusSource {
                 .insert(instance.clone(), Reading { replica: replica(pool, instance), at: sent, outcome });
         }
         self.known.retain(|_, known| known.absences < ABSENCES_MAX);
-        readings.into_values().collect()
+        warnings.truncate(SOURCE_WARNINGS_MAX);
+        PoolRound { replicas: readings.into_values().collect(), failed: None, warnings }
     }
+
+    fn named(&self, answers: &Answers) -> BTreeSet<String> {
+        // Being ready makes nothing a replica: a plain `up` names every target of the server.
+        let told = answers.signals.iter().filter(|(signal, _)| **signal != Signal::Ready);
+        let mut named: BTreeSet<String> =
+            told.flat_map(|(_, answer)| answer.instances.keys()).cloned().collect();
+        if let Some(ready) = answers.signals.get(&Signal::Ready) {
+            named.extend(ready.instances.keys().filter(|name| self.known.contains_key(*name)).cloned());
+        }
+        named
+    }
+}
+
+/// Which job's series of an instance are believed. All see the same replica: adding them up
+/// would double it.
+struct Jobs<'a> {
+    chosen: &'a str,
+    /// Some signal was there under more than one.
+    twice: bool,
+}
+
+/// The freshest job, then the one with most signals, then the first by name.
+fn jobs<'a>(instance: &str, answers: &'a Answers) -> Jobs<'a> {
+    let mut found: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
+    let mut twice = false;
+    for by_job in answers.signals.values().filter_map(|answer| answer.instances.get(instance)) {
+        twice |= by_job.len() > 1;
+        for (job, sampled) in by_job {
+            let (stamp, signals) = found.entry(job).or_insert((f64::NEG_INFINITY, 0));
+            // A job is as fresh as the oldest of its counters.
+            if let Some(other) = sampled.stamp {
+                *stamp = if *stamp == f64::NEG_INFINITY { other } else { stamp.min(other) };
+            }
+            *signals += 1;
+        }
+    }
+    let mut chosen: Option<(&str, (f64, u32))> = None;
+    for (job, (stamp, signals)) in found {
+        let better = chosen.is_none_or(|(_, (known, count))| {
+            known.total_cmp(&stamp).then(count.cmp(&signals)) == std::cmp::Ordering::Less
+        });
+        if better {
+            chosen = Some((job, (stamp, signals)));
+        }
+    }
+    Jobs { chosen: chosen.map_or("", |(job, _)| job), twice }
+}
+
+/// The chosen job's part; an expression that lost its `job` has only one.
+fn of_job<'a>(by_job: &'a ByJob, chosen: &str) -> Option<&'a Sampled> {
+    by_job.get(chosen).or_else(|| by_job.values().next())
 }
 
 fn reading(
     pool: &PoolId,
     instance: &str,
+    job: &str,
     answers: &Answers,
     sent: Instant,
     last: Option<Sample>,
@@ -165,7 +252,9 @@ fn reading(
     let mut age: f64 = 0.0;
     let mut stamp: Option<f64> = None;
     for (signal, answer) in &answers.signals {
-        let Some(sampled) = answer.get(instance) else { continue };
+        let Some(sampled) = answer.instances.get(instance).and_then(|by_job| of_job(by_job, job)) else {
+            continue;
+        };
         if let Some(sum) = &sampled.sum {
             sums.insert(*signal, sum.clone());
         }
@@ -197,20 +286,38 @@ fn replica(pool: &PoolId, instance: &str) -> ReplicaId {
     if instance.is_empty() { ReplicaId::new(pool.as_str()) } else { ReplicaId::new(instance) }
 }
 
-async fn ask(fetcher: &Fetcher, url: &str, text: &str, deadline: Duration) -> Result<Answer, String> {
+async fn ask(fetcher: &Fetcher, url: &str, text: &str, deadline: Duration) -> Result<Answer, Failure> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(url)
         .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
         .header(USER_AGENT, concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .body(Full::new(Bytes::from(format!("query={}", form_encoded(text)))))
-        .map_err(|error| format!("no request can be made: {error}"))?;
-    let fetched =
-        fetcher.fetch(request, deadline, ANSWER_BYTES_MAX).await.map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::of(format!("no request can be made: {error}")))?;
+    let fetched = fetcher
+        .fetch(request, deadline, ANSWER_BYTES_MAX)
+        .await
+        .map_err(|error| Failure::of(error.to_string()))?;
+    let refusal = |reason| Failure { reason, refused: true, retry_after: fetched.retry_after };
     if (300..400).contains(&fetched.status) {
-        return Err(format!("HTTP {}: redirects are not followed", fetched.status));
+        return Err(refusal(format!("HTTP {}: redirects are not followed", fetched.status)));
     }
-    answer(fetched.status, &fetched.body)
+    // Parsing megabytes takes longer than other sources should wait.
+    let (status, body) = (fetched.status, fetched.body.clone());
+    let read = if body.len() <= PARSE_INLINE_BYTES_MAX {
+        answer(status, &body)
+    } else {
+        let parsed = tokio::task::spawn_blocking(move || answer(status, &body)).await;
+        parsed.unwrap_or_else(|error| Err(format!("the answer could not be read: {error}")))
+    };
+    // A query that is wrong is wrong every time, at no cost: its answer is 400 and no refusal.
+    let refused = !matches!(status, 200..300 | 400 | 422) || !looks_like_json(&fetched.body);
+    read.map_err(|reason| if refused { refusal(reason) } else { Failure::of(reason) })
+}
+
+/// A page for people instead of an answer comes from whoever stands in front.
+fn looks_like_json(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'{')
 }
 
 fn form_encoded(text: &str) -> String {
@@ -223,6 +330,28 @@ fn form_encoded(text: &str) -> String {
         }
     }
     encoded
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn of(reason: String) -> Self {
+        Self { reason, refused: false, retry_after: None }
+    }
+
+    /// The graver of two: a refusal, and the longer pause. Which query was first is chance.
+    fn graver(self, other: Option<Self>) -> Self {
+        let weight = |failure: &Self| (failure.refused, failure.retry_after);
+        match other {
+            Some(other)
+                if weight(&other) > weight(&self)
+                    || weight(&other) == weight(&self) && other.reason <= self.reason =>
+            {
+                other
+            }
+            _ => self,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -251,8 +380,8 @@ mod tests {
         let work = vector(&[("a", "value", 500.0, 1000.0), ("a", "at", 999.25, 1000.0)]);
         let running = vector(&[("a", "", 3.0, 1000.1)]);
         let signals = [(Signal::WorkDone, work), (Signal::Running, running)].into();
-        let answers = Answers { signals, down: Answer::new() };
-        let readings = source().readings(&PoolId::from("p"), &answers, Instant(10_000_000_000));
+        let answers = Answers { signals, down: Answer::default() };
+        let readings = source().round(&PoolId::from("p"), &answers, Instant(10_000_000_000)).replicas;
         assert_eq!(readings.len(), 1);
         assert_eq!(readings[0].at, Instant(9_250_000_000));
         let Outcome::Up(signals) = &readings[0].outcome else { panic!("{:?}", readings[0]) };
@@ -265,8 +394,8 @@ mod tests {
         let mut seen = |sent: u64, evaluated: f64, sampled: f64, work: f64| {
             let at = sampled.to_string();
             let answer = vector(&[("a", "value", work, evaluated), ("a", "at", sampled, evaluated)]);
-            let answers = Answers { signals: [(Signal::WorkDone, answer)].into(), down: Answer::new() };
-            let readings = source.readings(&PoolId::from("p"), &answers, Instant(sent * 1_000_000));
+            let answers = Answers { signals: [(Signal::WorkDone, answer)].into(), down: Answer::default() };
+            let readings = source.round(&PoolId::from("p"), &answers, Instant(sent * 1_000_000)).replicas;
             assert_eq!(readings.len(), 1, "{at}");
             readings[0].at
         };
@@ -282,19 +411,19 @@ mod tests {
         let pool = PoolId::from("p");
         let both = vector(&[("a", "", 1.0, 1.0), ("b", "", 1.0, 1.0)]);
         let mut source = source();
-        let seen = Answers { signals: [(Signal::Running, both)].into(), down: Answer::new() };
-        assert_eq!(source.readings(&pool, &seen, Instant(1)).len(), 2);
+        let seen = Answers { signals: [(Signal::Running, both)].into(), down: Answer::default() };
+        assert_eq!(source.round(&pool, &seen, Instant(1)).replicas.len(), 2);
         let gone = Answers {
-            signals: [(Signal::Running, Answer::new())].into(),
+            signals: [(Signal::Running, Answer::default())].into(),
             down: vector(&[("a", "", 0.0, 2.0)]),
         };
-        let readings = source.readings(&pool, &gone, Instant(2));
+        let readings = source.round(&pool, &gone, Instant(2)).replicas;
         assert_eq!(readings[0].outcome, Outcome::Down("up is 0".to_owned()));
         assert!(matches!(readings[1].outcome, Outcome::Silent(_)));
         for _ in 0..ABSENCES_MAX {
-            source.readings(&pool, &gone, Instant(3));
+            source.round(&pool, &gone, Instant(3)).replicas;
         }
-        assert!(source.readings(&pool, &gone, Instant(4)).is_empty());
+        assert!(source.round(&pool, &gone, Instant(4)).replicas.is_empty());
     }
 
     #[test]
@@ -304,11 +433,13 @@ mod tests {
         let up = vector(&[("a", "", 1.0, 1.0), ("node-exporter", "", 1.0, 1.0)]);
         let running = vector(&[("a", "", 2.0, 1.0)]);
         let signals = [(Signal::Ready, up), (Signal::Running, running)].into();
-        let readings = source.readings(&pool, &Answers { signals, down: Answer::new() }, Instant(1));
+        let readings =
+            source.round(&pool, &Answers { signals, down: Answer::default() }, Instant(1)).replicas;
         assert_eq!(readings.len(), 1);
         let up = vector(&[("a", "", 0.0, 2.0), ("node-exporter", "", 1.0, 2.0)]);
-        let signals = [(Signal::Ready, up), (Signal::Running, Answer::new())].into();
-        let readings = source.readings(&pool, &Answers { signals, down: Answer::new() }, Instant(2));
+        let signals = [(Signal::Ready, up), (Signal::Running, Answer::default())].into();
+        let readings =
+            source.round(&pool, &Answers { signals, down: Answer::default() }, Instant(2)).replicas;
         assert_eq!(readings.len(), 1);
         assert_eq!(readings[0].outcome, Outcome::Down("ready is 0".to_owned()));
     }
@@ -317,9 +448,9 @@ mod tests {
     fn a_series_without_instance_is_the_pool() {
         let answers = Answers {
             signals: [(Signal::Running, vector(&[("", "", 4.0, 1.0)]))].into(),
-            down: Answer::new(),
+            down: Answer::default(),
         };
-        let readings = source().readings(&PoolId::from("images"), &answers, Instant(1));
+        let readings = source().round(&PoolId::from("images"), &answers, Instant(1)).replicas;
         assert_eq!(readings[0].replica.as_str(), "images");
     }
 

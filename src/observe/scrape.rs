@@ -54,13 +54,31 @@ impl Target {
     }
 }
 
+/// One page, read.
+#[derive(Debug)]
+pub struct Scraped {
+    pub outcome: Outcome,
+    pub manner: Manner,
+}
+
+/// How a target took being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Answered,
+    /// It does not want to be asked: not again for a while, or not before what it said.
+    Refused(Option<Duration>),
+    /// Silence, or a connection refused: asked again next round, or its return would be seen late.
+    Absent,
+}
+
 /// Reads one page. Never fails: a failure is a reading too.
 pub async fn scrape(
     fetcher: &Fetcher,
     target: &Target,
     selectors: &Arc<Selectors>,
     deadline: Duration,
-) -> Outcome {
+) -> Scraped {
+    let absent = |outcome| Scraped { outcome, manner: Manner::Absent };
     let request = Request::builder()
         .method(Method::GET)
         .uri(target.uri.clone())
@@ -69,12 +87,21 @@ pub async fn scrape(
         .body(Full::new(Bytes::new()));
     let request = match request {
         Ok(request) => request,
-        Err(error) => return Outcome::Silent(format!("no request can be made: {error}")),
+        Err(error) => return absent(Outcome::Silent(format!("no request can be made: {error}"))),
     };
     match fetcher.fetch(request, deadline, PAGE_BYTES_MAX).await {
-        Err(FetchError::Refused) => Outcome::Down("connection refused".to_owned()),
-        Err(error) => Outcome::Silent(error.to_string()),
-        Ok(page) => read(page, selectors).await,
+        Err(FetchError::Refused) => absent(Outcome::Down("connection refused".to_owned())),
+        Err(error) => absent(Outcome::Silent(error.to_string())),
+        Ok(page) => Scraped { manner: manner(&page), outcome: read(page, selectors).await },
+    }
+}
+
+/// A 503 without Retry-After is how a server says that it is not ready yet.
+fn manner(page: &Fetched) -> Manner {
+    match (page.status, page.retry_after) {
+        (200, _) => Manner::Answered,
+        (503, None) => Manner::Absent,
+        (_, retry_after) => Manner::Refused(retry_after),
     }
 }
 

@@ -235,8 +235,27 @@ impl<'a> Quoted<'a> {
     }
 }
 
-/// The line with what stands between `://` and `@` starred out, byte for byte.
+/// Fields that hold a secret elsewhere; written into a policy, their value is not repeated.
+const SECRET_FIELDS: [&str; 7] =
+    ["password", "credentials", "bearer_token", "token", "secret", "client_secret", "api_key"];
+
+/// The line with secrets starred out, byte for byte.
 fn masked(line: &str) -> String {
+    let field = |end: usize| {
+        let name = line.get(..end).unwrap_or_default().trim_end_matches([' ', '\t', '"', '\'']);
+        let begin = name.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).map_or(0, |at| at + 1);
+        name.get(begin..).is_some_and(|name| SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str()))
+    };
+    let colon = line.match_indices(':').map(|(at, _)| at).find(|at| field(*at));
+    let (open, secret) = line.split_at(colon.map_or(line.len(), |at| at + 1));
+    let star = |c: char| if c == ' ' { 1 } else { c.len_utf8() };
+    let hidden: String =
+        secret.chars().flat_map(|c| std::iter::repeat_n(if c == ' ' { ' ' } else { '*' }, star(c))).collect();
+    masked_urls(open) + &hidden
+}
+
+/// The text with what stands between `://` and `@` starred out.
+fn masked_urls(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut rest = line;
     while let Some(at) = rest.find("://") {
@@ -289,6 +308,16 @@ mod tests {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
         assert_eq!(masked("u: [http://h:1/x, https://i] # a@b"), "u: [http://h:1/x, https://i] # a@b");
+        for text in [
+            "  password: hunter2",
+            "basic_auth: {username: a, \"Password\" : 'é, hunter2', x: hunter2}",
+            "authorization: {credentials: http://a:hunter2@b}",
+        ] {
+            let shown = masked(text);
+            assert_eq!(shown.len(), text.len());
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        assert_eq!(masked("tls: {password_file: /run/p}"), "tls: {password_file: /run/p}");
     }
 
     #[test]

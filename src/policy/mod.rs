@@ -14,6 +14,8 @@ pub mod file;
 #[cfg(feature = "daemon")]
 pub mod load;
 #[cfg(feature = "daemon")]
+mod origin;
+#[cfg(feature = "daemon")]
 mod pool;
 pub mod preset;
 #[cfg(feature = "daemon")]

@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use http::Uri;
-
 use crate::bounds::EXPRESSION_BYTES_MAX;
 use crate::policy::diagnostic::Placed;
+use crate::policy::origin::source;
 use crate::policy::preset::{self, NAMES, Preset, SIGNALS};
 use crate::policy::report::{Report, nearest};
 use crate::policy::selector::{self, Selector};
 use crate::policy::shape::{Named, PoolShape, Text, listed};
-use crate::policy::source::{Access, Targets};
 use crate::policy::trap::trap;
 use crate::policy::value::{self, Refusal};
-use crate::policy::{OutputCost, PoolPolicy, SignalMap, SourcePolicy};
+use crate::policy::{OutputCost, PoolPolicy, SignalMap};
 use crate::unit::WorkUnit;
 
 /// Least and most a pool may promise.
@@ -90,7 +88,8 @@ pub fn unknown(name: &Text, noun: &str, there_are: &[&str], report: &mut Report)
 
 fn selector(shape: &PoolShape, report: &mut Report) -> String {
     let Some(selector) = &shape.selector else { return String::new() };
-    if shape.prometheus.is_none() && shape.targets.is_some() {
+    let direct = shape.targets.is_some() || shape.file_sd.is_some() || shape.dns.is_some();
+    if shape.prometheus.is_none() && direct {
         let help = "remove it: `targets` are read directly, one replica each";
         report.error(&selector.place, "`selector` belongs to `prometheus`", help);
     } else if selector.value.len() > EXPRESSION_BYTES_MAX
@@ -133,86 +132,6 @@ fn unit(name: &Text, shape: &PoolShape, preset: Option<&Preset>, report: &mut Re
             None
         }
     }
-}
-
-fn source(
-    name: &Text,
-    shape: &PoolShape,
-    preset: Option<&Preset>,
-    report: &mut Report,
-) -> Option<SourcePolicy> {
-    match (&shape.prometheus, &shape.targets) {
-        (Some(server), None) => {
-            let url = url(server, report)?;
-            if url.contains('?') {
-                let help = "write the server's base URL: `http://HOST:9090`";
-                report.error(&server.place, "a query in the URL of a Prometheus", help);
-                return None;
-            }
-            Some(SourcePolicy::prometheus(url.trim_end_matches('/')))
-        }
-        (None, Some(list)) => {
-            let mut targets: Vec<String> = Vec::with_capacity(list.value.len());
-            let mut first = std::collections::BTreeMap::new();
-            for target in &list.value {
-                let Some(url) = url(target, report) else { continue };
-                if let Some(earlier) = first.insert(url.clone(), &target.place) {
-                    let help = "a replica counted twice would double the capacity; keep one";
-                    let also = (earlier, "first written here");
-                    report.error_and(&target.place, also, "a target is written twice", help);
-                    continue;
-                }
-                targets.push(url);
-            }
-            let path = preset.map(|preset| preset.path.to_owned()).unwrap_or_default();
-            let whole = targets.len() == list.value.len();
-            let targets = Targets { fixed: targets, path, ..Targets::default() };
-            whole.then(|| SourcePolicy::Direct { targets, access: Access::default() })
-        }
-        (Some(server), Some(list)) => {
-            let message = format!("pool `{}` has both `prometheus` and `targets`", name.value);
-            let also = (&list.place, "the other source");
-            report.error_and(&server.place, also, message, "keep the one that its load is to be read from");
-            None
-        }
-        (None, None) => {
-            let message = format!("pool `{}` has no source", name.value);
-            let help = "write `targets: [http://HOST:8000/metrics, ..]` or `prometheus: http://HOST:9090`";
-            report.error(&name.place, message, help);
-            None
-        }
-    }
-}
-
-/// An absolute http or https URL without credentials. Never quotes it: it may hold some.
-fn url(text: &Text, report: &mut Report) -> Option<String> {
-    let help = "write an absolute URL: `http://HOST:PORT/PATH`";
-    let mut refuse = |message: &str, help: &str| {
-        report.error(&text.place, message, help);
-        None
-    };
-    let value = text.value.as_str();
-    let Some(("http" | "https", rest)) = value.split_once("://") else {
-        return refuse("not an http or https URL", help);
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.contains('@') || rest.split(['?', '#']).next().unwrap_or_default().contains('@') {
-        let help = "remove what stands before the `@`; policy files are shown and copied, secrets are not";
-        return refuse("credentials in a URL", help);
-    }
-    if value.len() > EXPRESSION_BYTES_MAX || value.contains('#') {
-        return refuse("not a URL that can be fetched", "remove the fragment; at most 4096 bytes");
-    }
-    let parsed: Uri = match value.parse() {
-        Ok(uri) => uri,
-        Err(_) => return refuse("not a URL", help),
-    };
-    let host = parsed.host().unwrap_or_default();
-    let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map(|(_, port)| port);
-    if host.is_empty() || port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
-        return refuse("a URL without a host or with a bad port", help);
-    }
-    Some(value.to_owned())
 }
 
 fn signals(

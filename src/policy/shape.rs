@@ -13,6 +13,8 @@ use crate::policy::report::{Report, nearest};
 pub type Text = Placed<String>;
 /// A name and what stands under it.
 pub type Named<T> = (Text, T);
+/// A mapping of plain values, at the place of its name.
+pub type Group = Placed<Vec<Named<Text>>>;
 
 #[derive(Debug)]
 pub struct PolicyFile {
@@ -29,7 +31,13 @@ pub struct PolicyFile {
 pub struct PoolShape {
     pub preset: Option<Text>,
     pub targets: Option<Placed<Vec<Text>>>,
-    pub prometheus: Option<Text>,
+    pub file_sd: Option<Placed<Vec<Text>>>,
+    pub dns: Option<Placed<Vec<Text>>>,
+    pub dns_refresh: Option<Text>,
+    pub prometheus: Option<Placed<Vec<Text>>>,
+    pub authorization: Option<Group>,
+    pub basic_auth: Option<Group>,
+    pub tls: Option<Group>,
     pub selector: Option<Text>,
     pub slo: Option<Text>,
     pub output_token_cost: Option<Text>,
@@ -68,8 +76,25 @@ struct Fields<'a> {
 }
 
 const FILE_FIELDS: [&str; 6] = ["schema", "product", "interval", "pools", "models", "tiers"];
-const POOL_FIELDS: [&str; 8] =
-    ["preset", "targets", "prometheus", "selector", "slo", "output_token_cost", "unit", "signals"];
+const POOL_FIELDS: [&str; 14] = [
+    "preset",
+    "targets",
+    "file_sd",
+    "dns",
+    "dns_refresh",
+    "prometheus",
+    "selector",
+    "authorization",
+    "basic_auth",
+    "tls",
+    "slo",
+    "output_token_cost",
+    "unit",
+    "signals",
+];
+pub const AUTHORIZATION_FIELDS: [&str; 2] = ["type", "credentials_file"];
+pub const BASIC_AUTH_FIELDS: [&str; 2] = ["username", "password_file"];
+pub const TLS_FIELDS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_name"];
 const MODEL_FIELDS: [&str; 2] = ["pool", "tiers"];
 const TIER_FIELDS: [&str; 7] =
     ["priority", "weight", "guarantee", "safe", "ceiling", "tier_limits", "key_limits"];
@@ -113,7 +138,13 @@ fn pool(name: &Text, node: Node, report: &mut Report) -> Option<PoolShape> {
     let shape = PoolShape {
         preset: fields.text("preset"),
         targets: fields.texts("targets"),
-        prometheus: fields.text("prometheus"),
+        file_sd: fields.texts("file_sd"),
+        dns: fields.texts("dns"),
+        dns_refresh: fields.text("dns_refresh"),
+        prometheus: fields.texts("prometheus"),
+        authorization: fields.group("authorization", &AUTHORIZATION_FIELDS),
+        basic_auth: fields.group("basic_auth", &BASIC_AUTH_FIELDS),
+        tls: fields.group("tls", &TLS_FIELDS),
         selector: fields.text("selector"),
         slo: fields.required_text("slo", "state the time to first token that the pool promises: `slo: 1s`"),
         output_token_cost: fields.text("output_token_cost"),
@@ -294,6 +325,24 @@ impl<'a> Fields<'a> {
         Some(Placed { value, place })
     }
 
+    /// A mapping of plain values with fields of its own.
+    fn group(&mut self, field: &str, known: &[&str]) -> Option<Group> {
+        let (name, node) = self.take(field)?;
+        let place = name.place;
+        let what = format!("`{field}` of {}", self.what);
+        let mut fields = Fields::open(node, what, place.clone(), known, self.report)?;
+        let mut value = Vec::with_capacity(known.len());
+        for field in known {
+            let at =
+                fields.entries.iter().find(|(name, _)| name.value == *field).map(|(name, _)| name.clone());
+            if let (Some(name), Some(text)) = (at, fields.text(field)) {
+                value.push((name, text));
+            }
+        }
+        fields.close(known);
+        Some(Placed { value, place })
+    }
+
     /// A mapping from names to whatever stands under them.
     fn entries(&mut self, field: &str, noun: &str, required: bool) -> Vec<Named<Node>> {
         if required && !self.has(field) {
@@ -337,6 +386,13 @@ impl<'a> Fields<'a> {
                 let message = format!("{} has no field `{}`", self.what, name.value);
                 let candidates = known.iter().copied().filter(|_| !self.report.is_full());
                 let help = match nearest(&name.value, candidates) {
+                    // Before "did you mean": a secret is to be moved, not renamed.
+                    _ if known.iter().any(|known| known.strip_suffix("_file") == Some(&name.value)) => {
+                        format!(
+                            "policy files are shown and copied: put it into a file and write `{}_file: PATH`",
+                            name.value
+                        )
+                    }
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("its fields are {}", listed(known)),
                 };

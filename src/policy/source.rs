@@ -1,5 +1,10 @@
 //! Where a pool's load is read and how it is reached. Secrets are named by file, never held here.
 
+use std::time::Duration;
+
+/// How often names are looked up unless the policy says otherwise.
+pub const DNS_REFRESH: Duration = Duration::from_secs(30);
+
 /// One kind of source for a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourcePolicy {
@@ -11,7 +16,7 @@ pub enum SourcePolicy {
 }
 
 /// Replicas by name, by file and by DNS; together they are the pool.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Targets {
     /// URLs, or `host:port`.
     pub fixed: Vec<String>,
@@ -19,6 +24,7 @@ pub struct Targets {
     pub file_sd: Vec<String>,
     /// `name:port`, each address of which is a replica.
     pub dns: Vec<String>,
+    pub dns_refresh: Duration,
     /// Where a target without a path has its page; empty means `/metrics`.
     pub path: String,
 }
@@ -51,6 +57,20 @@ pub struct Tls {
     pub key_file: Option<String>,
     /// The name that the certificate is checked against, in place of the URL's host.
     pub server_name: Option<String>,
+}
+
+// === impl Targets ===
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            fixed: Vec::new(),
+            file_sd: Vec::new(),
+            dns: Vec::new(),
+            dns_refresh: DNS_REFRESH,
+            path: String::new(),
+        }
+    }
 }
 
 // === impl SourcePolicy ===

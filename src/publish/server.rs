@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +10,21 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HANDSHAKES_MAX;
 use crate::bounds::SERVER_HEADER_WAIT;
 use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
+use crate::publish::peer;
 use crate::supervise::failpoint;
 
 /// A running listener.
@@ -34,6 +34,13 @@ pub struct Server {
     stop: oneshot::Sender<()>,
     accepting: tokio::task::JoinHandle<()>,
     board: Arc<Board>,
+}
+
+/// TLS, for a bounded number of newcomers at a time: thousands at once would all be late.
+#[derive(Clone)]
+struct Handshakes {
+    tls: TlsAcceptor,
+    turns: Arc<Semaphore>,
 }
 
 // === impl Server ===
@@ -63,13 +70,8 @@ impl Server {
     ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting = tokio::spawn(accept(
-            listener,
-            tls.map(TlsAcceptor::from),
-            Arc::clone(&board),
-            stopped,
-            connections_max,
-        ));
+        let tls = tls.map(Handshakes::new);
+        let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&board), stopped, connections_max));
         Ok(Server { addr, stop, accepting, board })
     }
 
@@ -90,7 +92,7 @@ impl Server {
 
 async fn accept(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
     connections_max: usize,
@@ -125,17 +127,17 @@ async fn accept(
 
 async fn connection(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     watcher: Watcher,
     slot: OwnedSemaphorePermit,
 ) {
-    let _ = stream.set_nodelay(true);
+    peer::bound(&stream);
     let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Some(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -161,24 +163,15 @@ where
     let _ = watcher.watch(connection).await;
 }
 
-/// A TLS configuration from a certificate chain and its key, both PEM.
-///
-/// # Errors
-/// With the path.
-pub fn tls_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, String> {
-    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|error| at(cert, &error))?;
-    if chain.is_empty() {
-        return Err(at(cert, &"no certificate in this file; give the chain as PEM"));
+// === impl Handshakes ===
+
+impl Handshakes {
+    fn new(config: Arc<ServerConfig>) -> Handshakes {
+        Handshakes { tls: config.into(), turns: Arc::new(Semaphore::new(SERVER_HANDSHAKES_MAX)) }
     }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| at(key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| at(key, &error))?;
-    Ok(Arc::new(config))
+
+    async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Option<TlsStream<S>> {
+        let _turn = self.turns.acquire().await.ok()?;
+        self.tls.accept(stream).await.ok()
+    }
 }

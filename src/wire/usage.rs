@@ -2,20 +2,21 @@
 //!
 //! Everything counted is cumulative since the node's process started, so a lost report loses
 //! nothing and a report that comes twice counts once. `uptime_ms` is the node's own monotonic
-//! clock: rates are formed from it, never from arrival times.
+//! clock: rates are formed from it, never from arrival times. A field of a newer node is ignored.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::NACK_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{ModelId, NodeId, PoolId, TierId};
+use crate::wire::head::Head;
 use crate::wire::table::Stamp;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct UsageReport {
     pub schema: u32,
     pub node: NodeId,
@@ -24,13 +25,24 @@ pub struct UsageReport {
     pub uptime_ms: u64,
     /// The table in force on the node; none before its first.
     pub applied: Option<Stamp>,
+    /// The last table offered, when the node could not take it and goes on with `applied`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nack: Option<Nack>,
     pub rows: Vec<UsageRow>,
     pub pools: BTreeMap<PoolId, PoolUsage>,
 }
 
+/// A table that a node refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nack {
+    /// None when not even that could be read.
+    pub stamp: Option<Stamp>,
+    /// One line, at most [`NACK_BYTES_MAX`].
+    pub reason: String,
+}
+
 /// Work of one model and tier since the node started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct UsageRow {
     pub model: ModelId,
     pub tier: TierId,
@@ -45,7 +57,6 @@ pub struct UsageRow {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Work {
     pub requests: u64,
     /// In the pool's unit of work.
@@ -54,7 +65,6 @@ pub struct Work {
 
 /// One pool as the node sees it: gauges now, counters since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PoolUsage {
     /// Requests in flight now.
     pub in_flight: u64,
@@ -82,6 +92,8 @@ impl UsageReport {
         if bytes.len() > REPORT_BYTES_MAX {
             return Err(UsageError(format!("{} bytes, allowed are {REPORT_BYTES_MAX}", bytes.len())));
         }
+        let head = Head::read(bytes).map_err(|error| UsageError(error.to_string()))?;
+        head.check().map_err(|error| UsageError(error.to_string()))?;
         let report: UsageReport =
             serde_json::from_slice(bytes).map_err(|error| UsageError(error.to_string()))?;
         report.check()?;
@@ -101,7 +113,24 @@ impl UsageReport {
         if !printable {
             return Err(UsageError(format!("node must be 1 to {NAME_BYTES_MAX} printable bytes")));
         }
+        let nack = self.nack.as_ref().map_or("", |nack| &nack.reason);
+        if nack.len() > NACK_BYTES_MAX || nack.contains(char::is_control) {
+            return Err(UsageError(format!("nack.reason must be at most {NACK_BYTES_MAX} printable bytes")));
+        }
         Ok(())
+    }
+}
+
+// === impl Nack ===
+
+impl Nack {
+    /// Makes the reason one bounded line.
+    pub fn new(stamp: Option<Stamp>, reason: &str) -> Nack {
+        let mut line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        while line.len() > NACK_BYTES_MAX {
+            line.pop();
+        }
+        Nack { stamp, reason: line }
     }
 }
 

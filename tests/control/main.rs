@@ -9,8 +9,11 @@
     reason = "a broken promise ends the test"
 )]
 
+mod clock;
+mod credentials;
 mod edits;
 mod http;
+mod metrics;
 mod observe;
 mod policies;
 mod presets;
@@ -20,3 +23,4 @@ mod rollback;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

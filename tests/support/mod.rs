@@ -10,6 +10,7 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod large;
 pub mod node;
 pub mod program;
 pub mod prometheus;
@@ -132,8 +133,8 @@ pub enum Manner {
     BreaksOff(String),
     /// A redirect to the given place.
     Redirects(String),
-    /// 200, gzip.
-    Encodes,
+    /// 200, said to be encoded so, which it is not.
+    Encodes(&'static str),
     /// A replica that has done a thousand units of work each second since then.
     Works(std::time::Instant),
 }
@@ -200,8 +201,8 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
             )
         }
         Manner::Redirects(to) => format!("HTTP/1.1 302 X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"),
-        Manner::Encodes => {
-            "HTTP/1.1 200 X\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc".to_owned()
+        Manner::Encodes(how) => {
+            format!("HTTP/1.1 200 X\r\ncontent-encoding: {how}\r\ncontent-length: 3\r\n\r\nabc")
         }
         Manner::BreaksOff(body) => {
             format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n{body}", body.len() + 10)
@@ -221,7 +222,7 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
         return false;
     }
     match manner {
-        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes | Manner::Works(_) => true,
+        Manner::Answers(..) | Manner::Redirects(_) | Manner::Encodes(_) | Manner::Works(_) => true,
         Manner::BreaksOff(_) => false,
         Manner::Mute => {
             tokio::time::sleep(LONG).await;
