@@ -298,7 +298,7 @@ fn serve(kind: &str, port: u16, bytes: usize) {
     let publish: Box<dyn Fn(u64)> = if kind == "tidegate" {
         let (reloads, _) = mpsc::channel(1);
         let token = Token::new("0123456789abcdef").unwrap();
-        let board = Arc::new(Board::new(token, false, reloads, Box::new(Vec::new)));
+        let board = Arc::new(Board::new(token, false, reloads, Box::new(Bytes::new)));
         let server = runtime.block_on(async { Server::start(listener, None, Arc::clone(&board)) });
         Box::new(move |tick| {
             let _held = &server;

@@ -228,6 +228,10 @@ bounds! {
         RELOAD_WAIT: Duration, time = Duration::from_secs(30), "503; the reload goes on";
         /// Longest that a stopping controller waits for its connections.
         SERVER_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off";
+        /// Most tokens admitted at a time.
+        TOKENS_MAX: usize, count = 4, "the token file is refused; the last good one stays";
+        /// Largest file of tokens, certificates or keys.
+        CREDENTIAL_BYTES_MAX: usize, bytes = 1 << 20, "refused; the last good one stays";
         /// Shortest token.
         TOKEN_BYTES_MIN: usize, bytes = 16, "refused";
         /// Longest token.
@@ -310,6 +314,12 @@ bounds! {
         CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
         /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
         WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
+        /// Shortest pause after a connection that could not be accepted.
+        ACCEPT_PAUSE_MIN: Duration, time = Duration::from_millis(50), "no attempt is sooner";
+        /// Longest pause after connections that could not be accepted.
+        ACCEPT_PAUSE_MAX: Duration, time = Duration::from_secs(1), "no pause is longer";
+        /// Largest head of an upstream's answer, and what is read ahead of its body.
+        UPSTREAM_BUFFER_BYTES_MAX: usize, bytes = 64 << 10, "502";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
         /// Longest until a controller begins to answer; it is asked to wait 10 s at most.

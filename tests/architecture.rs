@@ -59,6 +59,7 @@ const CLOCKS: &[&str] =
 const SHELLS: &[&str] = &[
     "control/conclusions.rs",
     "control/disk.rs",
+    "control/credentials.rs",
     "control/history.rs",
     "control/metrics.rs",
     "control/reload.rs",

@@ -12,6 +12,7 @@ use prometheus::{
 
 use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
+use crate::control::credentials::Credential;
 use crate::control::families;
 use crate::control::latest::Latest;
 use crate::metrics::Page;
@@ -70,6 +71,9 @@ struct Reloads {
     successful: IntGauge,
     failures: IntCounter,
     held: IntGauge,
+    credentials: IntGaugeVec,
+    credential_failures: IntCounterVec,
+    certificate: IntGaugeVec,
 }
 
 /// What rounds have said so far, for the gauges that look back.
@@ -250,6 +254,19 @@ impl Metrics {
         }
     }
 
+    /// A certificate or token was read: it is in force, or the last good one stays.
+    pub fn credential_read(&self, credential: Credential, successful: bool) {
+        let label = &[credential.name()];
+        self.reloads.credentials.with_label_values(label).set(i64::from(successful));
+        self.reloads.credential_failures.with_label_values(label).inc_by(u64::from(!successful));
+    }
+
+    /// When the certificate in force expires, seconds since 1970.
+    pub fn certificate(&self, not_after: u64) {
+        let label = &[Credential::Certificate.name()];
+        self.reloads.certificate.with_label_values(label).set(int(not_after));
+    }
+
     /// A turn made no table.
     pub fn turn_failed(&self) {
         self.turns_failed.inc();
@@ -297,8 +314,35 @@ impl Reloads {
                 "tidegate_policy_held",
                 "1 while an operator's rollback holds a former policy in force.",
             )?,
+            credentials: gauges(
+                r,
+                "tidegate_publish_credential_last_reload_successful",
+                "0 while the files of the listener's certificate, or its token, are not what is in force.",
+            )?,
+            credential_failures: credential_failures(r)?,
+            certificate: gauges(
+                r,
+                "tidegate_publish_certificate_not_after_timestamp_seconds",
+                "When the listener's certificate, or one of its chain, expires; absent without TLS.",
+            )?,
         })
     }
+}
+
+fn credential_failures(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
+    let failures = Opts::new(
+        "tidegate_publish_credential_reload_failures_total",
+        "Certificates or tokens that were refused.",
+    );
+    let failures = IntCounterVec::new(failures, &["credential"])?;
+    r.register(Box::new(failures.clone()))?;
+    Ok(failures)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), &["credential"])?;
+    r.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
 }
 
 // === impl Channel ===

@@ -5,6 +5,8 @@
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
+pub mod credentials;
+#[cfg(feature = "daemon")]
 mod disk;
 #[cfg(feature = "daemon")]
 mod families;

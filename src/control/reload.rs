@@ -327,23 +327,27 @@ pub fn fingerprint(dir: &Path) -> Fingerprint {
         if !load::is_policy(&name) {
             continue;
         }
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        // Follows links: a volume's update swaps what they point to.
-        let looks = match fs::metadata(entry.path()) {
-            Ok(meta) => [
-                i128::from(meta.len()),
-                nanos(meta.mtime(), meta.mtime_nsec()),
-                // Whoever keeps the time of modification changes this one.
-                nanos(meta.ctime(), meta.ctime_nsec()),
-                i128::from(meta.ino()),
-                i128::from(meta.dev()),
-            ],
-            Err(_) => [-1; 5],
-        };
-        files.push((name, looks));
+        files.push((name, looks(&entry.path())));
     }
     files.sort();
     files
+}
+
+/// Size, times and identity of what a path leads to: links are followed, because a volume's update
+/// swaps what they point to.
+pub fn looks(path: &Path) -> [i128; 5] {
+    let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    match fs::metadata(path) {
+        Ok(meta) => [
+            i128::from(meta.len()),
+            nanos(meta.mtime(), meta.mtime_nsec()),
+            // Whoever keeps the time of modification changes this one.
+            nanos(meta.ctime(), meta.ctime_nsec()),
+            i128::from(meta.ino()),
+            i128::from(meta.dev()),
+        ],
+        Err(_) => [-1; 5],
+    }
 }
 
 /// Keeps a policy that has made a table, for a restart after a bad edit.

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::bounds::JOURNAL_BYTES_MAX;
 use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::bounds::SETTLED_AFTER;
+use crate::control::credentials::{Follow, Source};
 use crate::control::disk::{Disk, Writer};
 use crate::control::history;
 use crate::control::metrics::{Metrics, Seen};
@@ -28,8 +29,9 @@ use crate::observe::sources::Sources;
 use crate::policy::load::{self, Contents};
 use crate::publish::board::{Board, ReloadRequest, Reloaded};
 use crate::publish::lock::StateLock;
-use crate::publish::server::{Server, tls_config};
-use crate::publish::token::Token;
+use crate::publish::server::Server;
+use crate::publish::tls::{Identity, Presented};
+use crate::publish::token::{TOKEN_FILE, Token};
 use crate::supervise::{Tasks, Watchdog};
 use crate::unit::{Clock, SystemClock};
 
@@ -119,7 +121,8 @@ impl Options {
 /// See [`StartError`]; nothing is left running.
 pub async fn start(options: Options) -> Result<Running, StartError> {
     options.check()?;
-    let tls = options.tls.as_ref().map(|(cert, key)| tls_config(cert, key)).transpose().map_err(failed)?;
+    let identity = options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key));
+    let identity = identity.transpose().map_err(failed)?;
     std::fs::create_dir_all(&options.state)
         .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
     let mut lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
@@ -149,6 +152,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     board.rollbacks = Some(rollback);
     let board = Arc::new(board);
     let standing = standing(&board, &options.state, &policies.borrow(), first.refused.as_deref());
+    let (presented, tls) = present(identity, &metrics)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let server =
         Server::start_bounded(listener, tls, Arc::clone(&board), options.connections_max).map_err(failed)?;
@@ -171,6 +175,12 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let shared = (&board, &metrics, &standing);
     let turns = turns(from, disk, policies, &clock, shared).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
+    let mut reloader = Tasks::new();
+    for source in credentials(&options, presented, &board) {
+        metrics.credential_read(source.credential(), true);
+        let follow = Follow::new(source, options.settle, Arc::clone(&clock), metrics.clone());
+        reloader.vital("credentials", follow.run());
+    }
     let reloads = Reloader {
         dir: options.policies,
         state: options.state.clone(),
@@ -184,7 +194,6 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         rollbacks,
         settling,
     };
-    let mut reloader = Tasks::new();
     reloader.vital("reload", reloads.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
@@ -239,6 +248,26 @@ fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&
         standing.refused(diagnostics);
     }
     Arc::new(standing)
+}
+
+type Tls = (Option<Arc<Presented>>, Option<Arc<rustls::ServerConfig>>);
+
+fn present(identity: Option<Identity>, metrics: &Metrics) -> Result<Tls, StartError> {
+    let Some(identity) = identity else { return Ok((None, None)) };
+    metrics.certificate(identity.not_after);
+    let presented = Presented::new(identity);
+    let config = presented.config().map_err(failed)?;
+    Ok((Some(presented), Some(config)))
+}
+
+/// What is followed in files: the certificate, where there is one, and the token.
+fn credentials(options: &Options, presented: Option<Arc<Presented>>, board: &Arc<Board>) -> Vec<Source> {
+    let token = options.token_file.clone().unwrap_or_else(|| options.state.join(TOKEN_FILE));
+    let mut sources = vec![Source::Token { file: token, board: Arc::clone(board) }];
+    if let (Some((chain, key)), Some(presented)) = (options.tls.clone(), presented) {
+        sources.push(Source::Certificate { chain, key, presented });
+    }
+    sources
 }
 
 /// Where the loop begins.

@@ -25,7 +25,7 @@ impl Turns {
                 .unwrap_or_else(|| self.initial.clone()),
         };
         if last > state.stamp {
-            // Nobody has seen that version, and nobody shall see it with other contents.
+            // That version may be on its way: nobody shall see it with other contents.
             state.stamp = Stamp { version: last.version.saturating_add(1), ..last };
         }
         let Some(good) = good else {

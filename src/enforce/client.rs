@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use crate::bounds::PEER_IDLE_MAX;
 use crate::bounds::PEER_PROBE_WAIT;
 use crate::bounds::PEER_PROBES_MAX;
+use crate::bounds::UPSTREAM_BUFFER_BYTES_MAX;
 
 pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -40,6 +41,7 @@ pub fn client(connect: Duration) -> Result<HttpClient, rustls::Error> {
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
+        .http1_max_buf_size(UPSTREAM_BUFFER_BYTES_MAX)
         // Below the 5 s after which common inference servers close an idle connection: a request
         // sent into that moment would fail.
         .pool_idle_timeout(Duration::from_secs(4))

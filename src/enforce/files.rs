@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
+use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::KEYS_BYTES_MAX;
-use crate::enforce::config::KeySource;
+use crate::enforce::config::{KeySource, Secret};
 use crate::enforce::follow::{FollowError, Follower};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::{Keyring, KeyringError};
@@ -55,10 +56,40 @@ pub async fn follow_table(shared: Arc<Shared>, path: PathBuf, every: Duration) {
     }
 }
 
-/// Follows the keys file until dropped. A change counts once two reads are equal, so that a file
-/// in the middle of being written is not taken.
+/// Follows the keys file until dropped.
 pub async fn follow_keys(gate: Arc<Gate>, path: PathBuf, every: Duration) {
-    let mut follower = Follower::bounded(path.clone(), KEYS_BYTES_MAX);
+    let shared = Arc::clone(&gate.shared);
+    follow(shared, path.clone(), KEYS_BYTES_MAX, every, "keys file", move |bytes| {
+        let keyring = parse_keys(&path, bytes).map_err(|error| error.to_string())?;
+        gate.keyring.store(Arc::new(keyring));
+        Ok(true)
+    })
+    .await;
+}
+
+/// Follows the file of a secret until dropped.
+pub async fn follow_secret(shared: Arc<Shared>, secret: Secret, path: PathBuf, every: Duration) {
+    let bytes_max = usize::try_from(CONFIG_BYTES_MAX).unwrap_or(usize::MAX);
+    follow(shared, path.clone(), bytes_max, every, "token file", move |bytes| {
+        let text = String::from_utf8(bytes).map_err(|_| format!("{}: not UTF-8", path.display()))?;
+        let former = secret.expose();
+        secret.replace(&text).map_err(|reason| format!("{}: {reason}", path.display()))?;
+        Ok(secret.expose() != former)
+    })
+    .await;
+}
+
+/// A change counts once two reads are equal, so that a file in the middle of being written is not
+/// taken; `take` says whether it was one.
+async fn follow(
+    shared: Arc<Shared>,
+    path: PathBuf,
+    bytes_max: usize,
+    every: Duration,
+    what: &'static str,
+    take: impl Fn(Vec<u8>) -> Result<bool, String>,
+) {
+    let mut follower = Follower::bounded(path, bytes_max);
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut former: Option<Vec<u8>> = None;
@@ -78,16 +109,14 @@ pub async fn follow_keys(gate: Arc<Gate>, path: PathBuf, every: Duration) {
                 follower.forget();
                 continue;
             }
-            Some(Ok(bytes)) => parse_keys(&path, bytes).map_err(|error| error.to_string()),
+            Some(Ok(bytes)) => take(bytes),
         };
         match outcome {
-            Ok(keyring) => {
-                gate.shared.count.reloads();
-                gate.keyring.store(Arc::new(keyring));
-            }
+            Ok(true) => shared.count.reloads(),
+            Ok(false) => {}
             Err(reason) => {
-                gate.shared.count.reload_errors();
-                tracing::error!(%reason, "keys file refused; the last good one stays in force");
+                shared.count.reload_errors();
+                tracing::error!(%reason, "{what} refused; the last good one stays in force");
             }
         }
     }

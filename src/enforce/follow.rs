@@ -20,6 +20,8 @@ pub struct Follower {
     seen: Option<Signature>,
     /// There was a file to read, so that a change is one that happened just now.
     found: bool,
+    /// What is there could not be read the last time.
+    failed: bool,
 }
 
 /// What tells two versions of a file apart without reading it.
@@ -58,7 +60,7 @@ impl Follower {
 
     /// Of any file, not only tables.
     pub fn bounded(path: impl Into<PathBuf>, bytes_max: usize) -> Follower {
-        Follower { path: path.into(), bytes_max, seen: None, found: false }
+        Follower { path: path.into(), bytes_max, seen: None, found: false, failed: false }
     }
 
     /// The contents when they changed since the last call; `None` when they did not.
@@ -88,7 +90,19 @@ impl Follower {
             let (path, bytes_max) = (self.path.clone(), self.bytes_max);
             return Some(Err(FollowError::TooLarge { path, bytes: signature.bytes, bytes_max }));
         }
-        Some(read_bounded(&self.path, self.bytes_max).map_err(unreadable))
+        match read_bounded(&self.path, self.bytes_max) {
+            Ok(bytes) => {
+                self.failed = false;
+                Some(Ok(bytes))
+            }
+            // Tried again at every call, said once: the next time it may be a matter of permissions,
+            // or of descriptors, that no time of modification tells of.
+            Err(error) => {
+                let error = unreadable(error);
+                self.seen = None;
+                (!std::mem::replace(&mut self.failed, true)).then_some(Err(error))
+            }
+        }
     }
 
     /// A new table, when there is one. The first one is as old as its file: whoever starts must not
@@ -181,5 +195,23 @@ mod tests {
         let now = write(good, Duration::ZERO);
         assert!(age(now + Duration::from_secs(1)) <= FILE_SKEW_MAX);
         assert_eq!(age(now + week), Duration::MAX, "from the future");
+    }
+
+    #[test]
+    fn a_file_whose_read_failed_is_read_again_and_the_failure_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        // A regular file to look at, and an error to read.
+        std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        let mut follower = Follower::bounded(&path, 100);
+        assert!(matches!(follower.changed(), Some(Err(FollowError::Read { .. }))));
+        for _ in 0..3 {
+            assert!(follower.changed().is_none());
+            assert!(follower.seen.is_none(), "it would not be read again before it looks different");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "good").unwrap();
+        assert_eq!(follower.changed().unwrap().unwrap(), b"good");
+        assert!(follower.changed().is_none());
     }
 }

@@ -53,6 +53,7 @@ pub mod room;
 mod serve;
 #[cfg(feature = "daemon")]
 mod shared;
+#[cfg(feature = "daemon")]
 mod strangers;
 #[cfg(feature = "daemon")]
 mod stream;

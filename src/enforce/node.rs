@@ -23,7 +23,7 @@ use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::{HttpClient, client};
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
-use crate::enforce::files::{KeysError, follow_keys, follow_table, read_keys};
+use crate::enforce::files::{KeysError, follow_keys, follow_secret, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
 use crate::enforce::patient::Patient;
@@ -246,7 +246,7 @@ impl Reload {
 fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Option<Reporter>) -> Tasks {
     let mut followers = Tasks::new();
     let (poll, report) = (config.caps.poll(), Duration::from_millis(config.caps.report_ms));
-    let (shared, token) = (Arc::clone(&gate.shared), config.controller_token);
+    let (shared, token) = (Arc::clone(&gate.shared), config.controller_token.clone());
     match config.table {
         TableSource::File(path) => {
             followers.restarted("table", move || follow_table(Arc::clone(&shared), path.clone(), poll))
@@ -258,6 +258,13 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
     if let KeySource::File(path) = config.keys {
         let gate = Arc::clone(gate);
         followers.restarted("keys", move || follow_keys(Arc::clone(&gate), path.clone(), poll));
+    }
+    for secret in [&config.controller_token, &config.admin_token].into_iter().flatten() {
+        let Some(path) = secret.file().map(std::path::Path::to_owned) else { continue };
+        let (shared, secret) = (Arc::clone(&gate.shared), secret.clone());
+        followers.restarted("token", move || {
+            follow_secret(Arc::clone(&shared), secret.clone(), path.clone(), poll)
+        });
     }
     if let Some(reporter) = reporter {
         followers.restarted("report", move || reporter.clone().run(report));

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::bounds::ACCEPT_PAUSE_MAX;
+use crate::bounds::ACCEPT_PAUSE_MIN;
 use crate::bounds::HEAD_BYTES_MAX;
 use crate::bounds::HEADERS_MAX;
 use crate::bounds::NODE_DRAIN;
@@ -62,6 +65,7 @@ where
     let room = Arc::new(Semaphore::new(bounds.connections));
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
+    let mut failed = 0_u32;
     loop {
         bounds.beat.turned();
         failpoint("accept", "node");
@@ -74,7 +78,22 @@ where
         };
         // Under a flood of connections there is always one more to accept.
         while tasks.try_join_next().is_some() {}
-        let Some((socket, source, permit)) = accepted else { continue };
+        let (socket, source, permit) = match accepted {
+            Ok(accepted) => accepted,
+            // Out of descriptors, most likely: those who are in live on, and the rest wait their turn.
+            Err(error) => {
+                if failed == 0 {
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                }
+                failed = failed.saturating_add(1);
+                tokio::time::sleep((ACCEPT_PAUSE_MIN * failed).min(ACCEPT_PAUSE_MAX)).await;
+                continue;
+            }
+        };
+        if failed > 0 {
+            tracing::info!(failed, "connections are accepted again");
+            failed = 0;
+        }
         let handle = handle.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Source(source));
@@ -112,18 +131,9 @@ pub fn http(idle: Duration) -> http1::Builder {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((socket, from)) => {
-            let _ = socket.set_nodelay(true);
-            Some((socket, from.ip(), permit))
-        }
-        Err(error) => {
-            // Out of descriptors, most likely: pause instead of spinning.
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            None
-        }
-    }
+) -> io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let (socket, from) = listener.accept().await?;
+    let _ = socket.set_nodelay(true);
+    Ok((socket, from.ip(), permit))
 }

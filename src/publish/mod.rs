@@ -10,4 +10,5 @@ pub mod lock;
 mod patience;
 mod peer;
 pub mod server;
+pub mod tls;
 pub mod token;

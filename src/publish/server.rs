@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -177,26 +174,4 @@ impl Handshakes {
         let _turn = self.turns.acquire().await.ok()?;
         self.tls.accept(stream).await.ok()
     }
-}
-
-/// A TLS configuration from a certificate chain and its key, both PEM.
-///
-/// # Errors
-/// With the path.
-pub fn tls_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, String> {
-    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|error| at(cert, &error))?;
-    if chain.is_empty() {
-        return Err(at(cert, &"no certificate in this file; give the chain as PEM"));
-    }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| at(key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| at(key, &error))?;
-    Ok(Arc::new(config))
 }

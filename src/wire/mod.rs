@@ -1,6 +1,7 @@
 //! What crosses the wire between a controller and its nodes: the limit table goes down, the
 //! usage report comes up. Plain data, its ordering and its validator; never a socket or a clock.
 
+mod head;
 pub mod held;
 pub mod table;
 pub mod usage;

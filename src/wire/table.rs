@@ -11,6 +11,7 @@ use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::bounds::TABLE_ENTRIES_MAX;
 use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, TierId, WorkUnit};
+use crate::wire::head::Head;
 
 /// The only schema there is. A reader refuses any other and names it.
 pub const SCHEMA: u32 = 1;
@@ -100,6 +101,10 @@ pub struct Entry {
 pub enum TableError {
     #[error("schema {0} is not {SCHEMA}; run a tidegate of the controller's version")]
     Schema(u32),
+    #[error(
+        "it requires `{0}`, which this version does not know; run a tidegate of the controller's version"
+    )]
+    Requires(String),
     #[error("the table has {0}, allowed are {1}")]
     TooLarge(String, usize),
     #[error("the table has no row; last good stays in force")]
@@ -163,6 +168,7 @@ impl LimitTable {
     /// Any [`TableError`]; the caller keeps the table it has.
     pub fn decode(bytes: &[u8]) -> Result<LimitTable, TableError> {
         check_bytes(bytes.len())?;
+        Head::read(bytes).map_err(|error| TableError::Syntax(error.to_string()))?.check()?;
         check_sum(bytes)?;
         let table: LimitTable =
             serde_json::from_slice(bytes).map_err(|error| TableError::Syntax(error.to_string()))?;

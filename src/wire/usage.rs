@@ -13,6 +13,7 @@ use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{ModelId, NodeId, PoolId, TierId};
+use crate::wire::head::Head;
 use crate::wire::table::Stamp;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +92,8 @@ impl UsageReport {
         if bytes.len() > REPORT_BYTES_MAX {
             return Err(UsageError(format!("{} bytes, allowed are {REPORT_BYTES_MAX}", bytes.len())));
         }
+        let head = Head::read(bytes).map_err(|error| UsageError(error.to_string()))?;
+        head.check().map_err(|error| UsageError(error.to_string()))?;
         let report: UsageReport =
             serde_json::from_slice(bytes).map_err(|error| UsageError(error.to_string()))?;
         report.check()?;

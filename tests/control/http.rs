@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use crate::support::{LONG, call, call_on, get};
 use bytes::Bytes;
 use tidegate::publish::board::{Announced, Board, ReloadRequest};
-use tidegate::publish::server::{Server, tls_config};
+use tidegate::publish::server::Server;
+use tidegate::publish::tls::{Identity, Presented};
 use tidegate::publish::token::Token;
 use tidegate::wire::Stamp;
 use tokio::sync::mpsc;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const TOKEN: &str = "canary-89abcdef0123456789abcdef";
 
 struct Stand {
     server: Server,
@@ -144,7 +145,13 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
     assert_eq!(call(addr, "POST /v1/usage", &auth, &large).await.status, 413);
     let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"node\":1}").await;
     assert_eq!(broken.status, 400);
-    assert!(broken.text().contains("line 2 column 8"), "{}", broken.text());
+    assert!(broken.text().contains("missing field `node` at line 2"), "{}", broken.text());
+    let later = String::from_utf8_lossy(report).replace("{\"schema\":1", "{\"later\":{},\"schema\":1");
+    assert_eq!(call(addr, "POST /v1/usage", &auth, later.as_bytes()).await.status, 204);
+    assert_eq!(stand.board.inbox.drain().len(), 1);
+    let required = String::from_utf8_lossy(report).replace("{\"schema\"", "{\"requires\":[\"x\"],\"schema\"");
+    let refused = call(addr, "POST /v1/usage", &auth, required.as_bytes()).await;
+    assert!(refused.status == 400 && refused.text().contains("requires `x`"), "{}", refused.text());
     assert!(stand.board.inbox.drain().is_empty());
 
     let wrong_method = get(addr, "/v1/usage").await;
@@ -174,6 +181,52 @@ async fn a_reload_answers_with_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn i08_orders_without_the_token_from_web_pages_or_by_another_method_are_refused() {
+    let mut stand = stand(false).await;
+    let addr = stand.server.addr;
+    let token = bearer(TOKEN);
+    let auth = ("authorization", token.as_str());
+    let half = bearer(&TOKEN[..31]);
+    for path in ["/-/reload", "/-/rollback", "/-/rollback?to=1", "/v1/usage"] {
+        let post = format!("POST {path}");
+        for wrong in [
+            vec![],
+            vec![("authorization", half.as_str())],
+            vec![("authorization", TOKEN)],
+            vec![("authorization", "Basic eDp5")],
+            vec![("cookie", "token=0123456789abcdef0123456789abcdef")],
+            // Which of two counts is not ours to guess.
+            vec![auth, ("authorization", half.as_str())],
+            vec![auth, auth],
+        ] {
+            let refused = call(addr, &post, &wrong, b"{}").await;
+            assert_eq!((refused.status, refused.headers["www-authenticate"].as_str()), (401, "Bearer"));
+            assert!(!refused.text().contains(TOKEN));
+        }
+        // A browser says for whom it sends; the token does not help then.
+        for (name, value) in [
+            ("origin", "https://evil.example"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-site", "same-origin"),
+        ] {
+            let refused = call(addr, &post, &[auth, (name, value)], b"{}").await;
+            assert_eq!(refused.status, 403, "{path} {name}: {value}");
+            assert_eq!(call(addr, &post, &[(name, value)], b"{}").await.status, 403);
+        }
+        for method in ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            let refused = call(addr, &format!("{method} {path}"), &[auth], b"").await;
+            assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "POST"), "{method} {path}");
+            assert!(!refused.headers.contains_key("access-control-allow-origin"));
+        }
+    }
+    assert!(stand.reloads.try_recv().is_err(), "an order got through");
+    assert!(stand.board.inbox.drain().is_empty());
+    stand.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn off_loopback_reading_takes_the_token_too() {
     let stand = stand(true).await;
     let addr = stand.server.addr;
@@ -196,12 +249,13 @@ async fn the_listener_speaks_tls() {
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    assert!(tls_config(&key, &cert).unwrap_err().contains("key.pem"));
+    assert!(Identity::read(&key, &cert).unwrap_err().contains("key.pem"));
 
     let (sender, _reloads) = mpsc::channel(1);
     let board = Arc::new(Board::new(Token::new(TOKEN).unwrap(), true, sender, Box::new(Bytes::new)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = Server::start(listener, Some(tls_config(&cert, &key).unwrap()), board).unwrap();
+    let tls = Presented::new(Identity::read(&cert, &key).unwrap()).config().unwrap();
+    let server = Server::start(listener, Some(tls), board).unwrap();
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();

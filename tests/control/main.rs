@@ -10,6 +10,7 @@
 )]
 
 mod clock;
+mod credentials;
 mod edits;
 mod http;
 mod metrics;

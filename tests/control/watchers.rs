@@ -33,7 +33,7 @@ struct Stand {
 async fn stand(addr: SocketAddr) -> Stand {
     let (sender, reloads) = mpsc::channel(1);
     let token = Token::new("0123456789abcdef").unwrap();
-    let board = Arc::new(Board::new(token, false, sender, Box::new(Vec::new)));
+    let board = Arc::new(Board::new(token, false, sender, Box::new(Bytes::new)));
     let listener = TcpListener::bind(addr).await.unwrap();
     let server = Server::start(listener, None, Arc::clone(&board)).unwrap();
     Stand { server, board, _reloads: reloads }
@@ -148,7 +148,7 @@ async fn f04_a_crowd_of_handshakes_takes_turns_and_everyone_is_served() {
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let (sender, _reloads) = mpsc::channel(1);
     let token = Token::new("0123456789abcdef").unwrap();
-    let board = Arc::new(Board::new(token, false, sender, Box::new(Vec::new)));
+    let board = Arc::new(Board::new(token, false, sender, Box::new(Bytes::new)));
     let listener = TcpListener::bind(any()).await.unwrap();
     let tls = tls_config(&cert, &key).unwrap();
     let server = Server::start(listener, Some(tls), Arc::clone(&board)).unwrap();

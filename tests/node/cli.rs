@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use crate::support::node::*;
@@ -11,6 +12,9 @@ use http_body_util::BodyExt;
 use tidegate::unit::Dimension;
 use tokio::time::Instant;
 
+/// A line of some node's log held a credential.
+static LEAKED: AtomicBool = AtomicBool::new(false);
+
 /// Killed when a test ends, however it ends.
 pub struct Process(pub Child);
 
@@ -18,16 +22,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        assert!(std::thread::panicking() || !LEAKED.load(Ordering::Relaxed), "a credential in a log");
     }
 }
 
 impl Process {
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    async fn code(&mut self) -> Option<i32> {
+    pub async fn code(&mut self) -> Option<i32> {
         let mut code = None;
         until("the process to end", || {
             code = self.0.try_wait().unwrap();
@@ -56,6 +61,10 @@ pub fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<Strin
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
+            if line.contains(CANARY) {
+                LEAKED.store(true, Ordering::Relaxed);
+                eprintln!("a credential in a log: {line}");
+            }
             let _ = sender.send(line);
         }
     });

@@ -152,7 +152,7 @@ impl Drop for Controller {
 /// The long poll as the controller has it: 503 without a table, else the next one.
 async fn answer(request: Request<Incoming>, told: Arc<Told>) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut response = Response::new(Full::default());
-    if request.headers().get("authorization").is_none_or(|value| value != "Bearer token") {
+    if request.headers().get("authorization").is_none_or(|value| value != "Bearer canary-token") {
         *response.status_mut() = StatusCode::UNAUTHORIZED;
         return Ok(response);
     }
@@ -180,7 +180,7 @@ pub fn followed(controller: &Controller, dir: &std::path::Path, upstream: &Upstr
     let source = TableSource::parse(&controller.url());
     let keys = KeySource::Inline(keys());
     let mut config = NodeConfig::embedded("n", source, keys, routing(&[upstream.url()]));
-    config.controller_token = Some(Secret::new("token"));
+    config.controller_token = Some(Secret::new("canary-token"));
     config.state = Some(dir.join("state"));
     config.caps.report_ms = 20;
     config
@@ -404,7 +404,7 @@ async fn a_configuration_file_is_read_and_its_mistakes_are_named() {
     let upstream = Upstream::start().await;
     let path = dir.path().join("node.yaml");
     std::fs::write(dir.path().join("keys.jsonl"), keys()).unwrap();
-    std::fs::write(dir.path().join("token"), "token\n").unwrap();
+    std::fs::write(dir.path().join("token"), "canary-token\n").unwrap();
     let text = format!(
         "node: n\nkeys: keys.jsonl\nstate: state\ncontroller_token_file: token\n\
          upstreams:\n  main:\n    urls: [\"{}\"]\n    models: [m]\n\

@@ -9,6 +9,7 @@
     reason = "a broken promise ends the test"
 )]
 
+mod abuse;
 mod away;
 mod cli;
 mod edges;
