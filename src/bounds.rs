@@ -94,6 +94,8 @@ bounds! {
         DIGITS_MAX: usize, count = 20, "refused with its place";
         /// Most decimals of one number in a policy: exact in a double.
         DECIMALS_MAX: usize, count = 9, "refused with its place";
+        /// Most Prometheus servers of one pool.
+        PROMETHEUS_SERVERS_MAX: usize, count = 4, "refused with its place";
         /// Longest metric expression or URL in a policy.
         EXPRESSION_BYTES_MAX: usize, bytes = 4_096, "refused with its place";
         /// Most diagnostics of one check.

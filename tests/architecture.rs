@@ -62,6 +62,7 @@ const SHELLS: &[&str] = &[
     "control/credentials.rs",
     "control/history.rs",
     "control/metrics.rs",
+    "control/outlet.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",

@@ -21,6 +21,8 @@ mod latest;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
+mod outlet;
+#[cfg(feature = "daemon")]
 pub mod reload;
 #[cfg(feature = "daemon")]
 mod resume;

@@ -4,8 +4,8 @@
 //! that fall into one cell share its count, which costs a stranger its connection and a holder of
 //! a key nothing, since nobody asks here about a request whose key is known.
 
+use core::net::IpAddr;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::bounds::STRANGER_ATTEMPTS_MAX;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::bounds::EXPRESSION_BYTES_MAX;
+use crate::bounds::PROMETHEUS_SERVERS_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::pool::{accept, within};
 use crate::policy::preset::Preset;
@@ -20,8 +21,6 @@ pub const TLS_FIELDS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_n
 
 /// Least and most time between two lookups of a name.
 const DNS_REFRESHES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3_600)];
-/// Most Prometheus servers of one pool.
-const SERVERS_MAX: usize = 4;
 
 /// The one source of a pool.
 pub fn source(
@@ -69,7 +68,7 @@ pub fn source(
 }
 
 fn servers(list: &Placed<Vec<Text>>, report: &mut Report) -> Option<Vec<String>> {
-    if list.value.len() > SERVERS_MAX {
+    if list.value.len() > PROMETHEUS_SERVERS_MAX {
         let message = format!("{} Prometheus servers for one pool", list.value.len());
         let help = "several are replicas of each other that scrape the same targets; name at most 4";
         report.error(&list.place, message, help);
