@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 
 /// No input takes longer, or something waits for what never comes.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(60);
 /// SHA-256 of `secret` and of `free`, the keys that the inputs use.
 const KEYS: &str = r#"{"key_sha256":"2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b","tier":"paid"}
 {"key_sha256":"ad95d5fa651ba86d8923fe1238d24a4f1988a752acfe426ac72ac7c04471bc17","tier":"free"}"#;
