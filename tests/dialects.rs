@@ -223,7 +223,7 @@ impl World {
             Reading { replica: ReplicaId::new(format!("r{at}")), at: now, outcome }
         };
         let replicas = self.replicas.iter().enumerate().map(read).collect();
-        let pool = PoolRound { replicas, failed: None };
+        let pool = PoolRound { replicas, ..PoolRound::default() };
         let usage = std::mem::take(&mut self.reports);
         let tick = self.controller.tick(now, &Round { pools: [(PoolId::new("llm"), pool)].into(), usage });
         let a_second = |tier: &str| {
