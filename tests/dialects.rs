@@ -239,6 +239,8 @@ impl World {
     }
 }
 
+type Of = fn(&Decided) -> f64;
+
 /// Mean over the last seconds of a phase.
 fn mean(decided: &[Decided], end: usize, of: impl Fn(&Decided) -> f64) -> f64 {
     let window = (end - COMPARED) as f64..=end as f64;
@@ -270,7 +272,7 @@ fn sglang_and_llamacpp_get_the_decisions_of_vllm_within_what_they_can_say() {
     for (dialect, agree) in AGREE {
         let decided = &all[&dialect];
         for end in PHASES {
-            let of: [(&str, fn(&Decided) -> f64); 3] = [
+            let of: [(&str, Of); 3] = [
                 ("budget", |one| one.budget),
                 ("starter's limit", |one| one.tiers[1]),
                 ("free's limit", |one| one.tiers[2]),
