@@ -223,7 +223,7 @@ impl World {
             Reading { replica: ReplicaId::new(format!("r{at}")), at: now, outcome }
         };
         let replicas = self.replicas.iter().enumerate().map(read).collect();
-        let pool = PoolRound { replicas, failed: None, warnings: Vec::new() };
+        let pool = PoolRound { replicas, ..PoolRound::default() };
         let usage = std::mem::take(&mut self.reports);
         let tick = self.controller.tick(now, &Round { pools: [(PoolId::new("llm"), pool)].into(), usage });
         let a_second = |tier: &str| {
@@ -238,6 +238,8 @@ impl World {
         self.limiter.offer((*tick.table).clone(), now).unwrap();
     }
 }
+
+type Of = fn(&Decided) -> f64;
 
 /// Mean over the last seconds of a phase.
 fn mean(decided: &[Decided], end: usize, of: impl Fn(&Decided) -> f64) -> f64 {
@@ -270,7 +272,7 @@ fn sglang_and_llamacpp_get_the_decisions_of_vllm_within_what_they_can_say() {
     for (dialect, agree) in AGREE {
         let decided = &all[&dialect];
         for end in PHASES {
-            let of: [(&str, fn(&Decided) -> f64); 3] = [
+            let of: [(&str, Of); 3] = [
                 ("budget", |one| one.budget),
                 ("starter's limit", |one| one.tiers[1]),
                 ("free's limit", |one| one.tiers[2]),

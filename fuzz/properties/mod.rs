@@ -18,8 +18,11 @@ pub mod policy;
 pub mod table;
 pub mod usage;
 
-/// A property by the name of its target and of its directory of inputs.
-pub const ALL: [(&str, fn(&[u8])); 5] = [
+/// Panics where an input breaks it.
+pub type Property = fn(&[u8]);
+
+/// By the name of the target and of its directory of inputs.
+pub const ALL: [(&str, Property); 5] = [
     ("policy", policy::check),
     ("exposition", exposition::check),
     ("table", table::check),
