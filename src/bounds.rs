@@ -154,7 +154,7 @@ bounds! {
         BODY_SMALL_MAX: usize, bytes = 1 << 20, "waits for one of the places for large bodies, within its deadline";
         /// Most large pages of one pool in memory at a time; of a Prometheus, one answer.
         LARGE_PAGES_MAX: usize, count = 4, "the next one waits, within its deadline";
-        /// Most warnings kept of one round of a source, and most characters of each.
+        /// Most warnings kept of one round of a source.
         SOURCE_WARNINGS_MAX: usize, count = 8, "not told";
         /// Longest text of a source that is repeated, characters.
         SOURCE_TEXT_MAX: usize, count = 300, "cut off";

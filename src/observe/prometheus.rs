@@ -219,8 +219,8 @@ fn jobs<'a>(instance: &str, answers: &'a Answers) -> Jobs<'a> {
     let mut found: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
     let mut twice = false;
     for by_job in answers.signals.values().filter_map(|answer| answer.instances.get(instance)) {
-        twice |= by_job.len() > 1;
-        for (job, sampled) in by_job {
+        twice |= by_job.iter().count() > 1;
+        for (job, sampled) in by_job.iter() {
             let (stamp, signals) = found.entry(job).or_insert((f64::NEG_INFINITY, 0));
             // A job is as fresh as the oldest of its counters.
             if let Some(other) = sampled.stamp {
@@ -243,7 +243,7 @@ fn jobs<'a>(instance: &str, answers: &'a Answers) -> Jobs<'a> {
 
 /// The chosen job's part; an expression that lost its `job` has only one.
 fn of_job<'a>(by_job: &'a ByJob, chosen: &str) -> Option<&'a Sampled> {
-    by_job.get(chosen).or_else(|| by_job.values().next())
+    by_job.of(chosen).or_else(|| by_job.iter().next().map(|(_, sampled)| sampled))
 }
 
 fn reading(
