@@ -148,6 +148,10 @@ bounds! {
         ABSENCES_MAX: u32, count = 30, "forgotten";
         /// Most instances remembered for one Prometheus.
         INSTANCES_MAX: usize, count = 10_000, "not counted";
+        /// Largest body that is read without waiting for room.
+        BODY_SMALL_MAX: usize, bytes = 1 << 20, "waits for one of the places for large bodies, within its deadline";
+        /// Most large pages of one pool in memory at a time; of a Prometheus, one answer.
+        LARGE_PAGES_MAX: usize, count = 4, "the next one waits, within its deadline";
         /// Most warnings kept of one round of a source, and most characters of each.
         SOURCE_WARNINGS_MAX: usize, count = 8, "not told";
         /// Longest text of a source that is repeated, characters.

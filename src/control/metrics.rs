@@ -14,6 +14,7 @@ use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::credentials::Credential;
 use crate::control::families;
+use crate::control::granted;
 use crate::control::latest::Latest;
 use crate::metrics::Page;
 use crate::metrics::PageOptions;
@@ -158,9 +159,9 @@ impl Metrics {
                 if let Some(tick) = &latest.tick {
                     families::estimate(&mut sheet, tick);
                     families::decide(&mut sheet, tick);
-                    families::rows(&mut sheet, tick, self.options.detail);
+                    granted::rows(&mut sheet, tick, self.options.detail);
                 }
-                families::publish(&mut sheet, latest);
+                granted::publish(&mut sheet, latest);
             });
             sheet.encode()
         });

@@ -13,6 +13,8 @@ mod families;
 #[cfg(feature = "daemon")]
 mod fence;
 #[cfg(feature = "daemon")]
+mod granted;
+#[cfg(feature = "daemon")]
 mod history;
 #[cfg(feature = "daemon")]
 mod latest;

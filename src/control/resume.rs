@@ -243,6 +243,7 @@ mod tests {
             instance: 7,
             uptime_ms: seconds * 1000,
             applied: Some(Stamp { epoch: 1, version: 1, tick: 1 }),
+            nack: None,
             rows: (0..models).map(row).collect(),
             pools: BTreeMap::new(),
         }

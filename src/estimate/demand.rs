@@ -251,7 +251,7 @@ impl Node {
             instance: 0,
             uptime_ms: 0,
             applied: self.last.applied,
-            nack: None,
+            nack: self.last.nack.clone(),
             rows: Vec::new(),
             pools: BTreeMap::new(),
         };

@@ -61,6 +61,14 @@ impl Body {
         self.judged(added, full)
     }
 
+    /// Bytes so far, decoded.
+    pub fn len(&self) -> usize {
+        match &self.sink {
+            Sink::Plain(bounded) => bounded.bytes.len(),
+            Sink::Gzip(decoder) => decoder.get_ref().bytes.len(),
+        }
+    }
+
     /// The whole body, decoded.
     ///
     /// # Errors

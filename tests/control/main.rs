@@ -21,6 +21,7 @@ mod program;
 mod prometheus;
 mod rollback;
 mod run;
+mod sources;
 #[path = "../support/mod.rs"]
 mod support;
 mod watchers;

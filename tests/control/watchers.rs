@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidegate::bounds::FOLLOW_RECONNECT_MAX;
 use tidegate::publish::board::{Announced, Board};
-use tidegate::publish::server::{Server, tls_config};
+use tidegate::publish::server::Server;
+use tidegate::publish::tls::{Identity, Presented};
 use tidegate::publish::token::Token;
 use tidegate::wire::Stamp;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -150,7 +151,7 @@ async fn f04_a_crowd_of_handshakes_takes_turns_and_everyone_is_served() {
     let token = Token::new("0123456789abcdef").unwrap();
     let board = Arc::new(Board::new(token, false, sender, Box::new(Bytes::new)));
     let listener = TcpListener::bind(any()).await.unwrap();
-    let tls = tls_config(&cert, &key).unwrap();
+    let tls = Presented::new(Identity::read(&cert, &key).unwrap()).config().unwrap();
     let server = Server::start(listener, Some(tls), Arc::clone(&board)).unwrap();
     announce(&board, 1);
     // Some begin a handshake and never go on: they hold no turn for longer than one may take.

@@ -162,7 +162,7 @@ async fn d04_a_file_whose_sync_failed_is_not_synced_again_and_its_version_is_not
         "-y",
         // Once each: a table's sync, and a journal's.
         "-e",
-        "inject=fsync:error=EIO:when=9",
+        "inject=fsync:error=EIO:when=14",
         "-e",
         "inject=fdatasync:error=EIO:when=5",
     ];

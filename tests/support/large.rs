@@ -74,6 +74,7 @@ pub async fn controller(dir: &Path, detail: Detail) -> Running {
                 instance: 1,
                 uptime_ms: 1_000,
                 applied: None,
+                nack: None,
                 rows: Vec::new(),
                 pools: Default::default(),
             };
