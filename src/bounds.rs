@@ -94,6 +94,8 @@ bounds! {
         DIGITS_MAX: usize, count = 20, "refused with its place";
         /// Most decimals of one number in a policy: exact in a double.
         DECIMALS_MAX: usize, count = 9, "refused with its place";
+        /// Most Prometheus servers of one pool.
+        PROMETHEUS_SERVERS_MAX: usize, count = 4, "refused with its place";
         /// Longest metric expression or URL in a policy.
         EXPRESSION_BYTES_MAX: usize, bytes = 4_096, "refused with its place";
         /// Most diagnostics of one check.
@@ -148,7 +150,11 @@ bounds! {
         ABSENCES_MAX: u32, count = 30, "forgotten";
         /// Most instances remembered for one Prometheus.
         INSTANCES_MAX: usize, count = 10_000, "not counted";
-        /// Most warnings kept of one round of a source, and most characters of each.
+        /// Largest body that is read without waiting for room.
+        BODY_SMALL_MAX: usize, bytes = 1 << 20, "waits for one of the places for large bodies, within its deadline";
+        /// Most large pages of one pool in memory at a time; of a Prometheus, one answer.
+        LARGE_PAGES_MAX: usize, count = 4, "the next one waits, within its deadline";
+        /// Most warnings kept of one round of a source.
         SOURCE_WARNINGS_MAX: usize, count = 8, "not told";
         /// Longest text of a source that is repeated, characters.
         SOURCE_TEXT_MAX: usize, count = 300, "cut off";
@@ -178,6 +184,8 @@ bounds! {
         NAME_BYTES_MAX: usize, bytes = 256, "refused";
         /// Largest encoded usage report.
         REPORT_BYTES_MAX: usize, bytes = 1 << 20, "413; the node leaves out the rows that would pass it";
+        /// Longest reason in a usage report why a table was refused.
+        NACK_BYTES_MAX: usize, bytes = 512, "cut off";
         /// Most rows in one usage report.
         REPORT_ROWS_MAX: usize, count = 16_384, "refused";
         /// Largest version that a report may name.
@@ -196,6 +204,8 @@ bounds! {
         METRIC_NODES_MAX: usize, count = 10_000, "not counted";
         /// Default size of one of the two journal files.
         JOURNAL_BYTES_MAX: u64, bytes = 32 << 20, "the other file is begun anew";
+        /// Most rows of nodes' reports in one entry of the journal, all nodes together.
+        JOURNAL_NODE_ROWS_MAX: usize, count = 8_192, "left out; after a restart nodes are heard before the first tick";
         /// Largest line of the journal.
         JOURNAL_LINE_BYTES_MAX: u64, bytes = 64 << 20, "not read back";
     }
@@ -208,6 +218,16 @@ bounds! {
         SERVER_BODY_WAIT: Duration, time = Duration::from_secs(10), "408";
         /// Longest that a reader of an answer may make no progress.
         SERVER_READER_WAIT: Duration, time = Duration::from_secs(10), "the connection is closed";
+        /// Most bytes of answers that the system holds for one reader.
+        SERVER_UNSENT_BYTES_MAX: u32, bytes = 256 << 10, "nothing more is written until it reads";
+        /// Most TLS handshakes at a time.
+        SERVER_HANDSHAKES_MAX: usize, count = 256, "they wait their turn, at most as long as a handshake may take";
+        /// Longest that a peer's machine may be silent before it is asked whether it is still there.
+        PEER_IDLE_MAX: Duration, time = Duration::from_secs(5), "probed";
+        /// Pause between two such probes.
+        PEER_PROBE_WAIT: Duration, time = Duration::from_secs(3), "probed again";
+        /// Most probes without an answer.
+        PEER_PROBES_MAX: u32, count = 3, "the connection is closed: 14 s after the last sign of life";
         /// Longest that a request for a newer table waits.
         WATCH_WAIT_MAX: Duration, time = Duration::from_secs(60), "304";
         /// Longest that a reload is waited for.
@@ -228,6 +248,8 @@ bounds! {
         CAPS_BODY_BYTES: usize, bytes = 8 << 20, "413";
         /// All bodies of requests in memory together, unless `caps.bodies_bytes` says otherwise.
         CAPS_BODIES_BYTES: usize, bytes = 512 << 20, "503 with Retry-After";
+        /// All of answers in memory together, kept to read their usage, unless `caps.answers_bytes` says otherwise.
+        CAPS_ANSWERS_BYTES: usize, bytes = 256 << 20, "passed on unread; the reservation stays as it is";
         /// Most connections of clients at a time, unless `caps.connections` says otherwise.
         CAPS_CONNECTIONS: usize, count = 10_000, "they wait to be accepted";
         /// Most keys with counters of their own, unless `caps.keys` says otherwise.
@@ -254,6 +276,14 @@ bounds! {
         KEYS_MAX: usize, count = 1_000_000, "refused; at a reload the last good one stays";
         /// Longest credential looked at.
         KEY_BYTES_MAX: usize, bytes = 512, "401";
+        /// Furthest that the time of a table's file may lie ahead.
+        FILE_SKEW_MAX: Duration, time = Duration::from_secs(2), "its age cannot be told: limits begin at `safe`";
+        /// Sources of requests without a valid key that are told apart.
+        STRANGER_CELLS: usize, count = 4_096, "they share counts";
+        /// Most requests without a valid key of one source at a time.
+        STRANGER_ATTEMPTS_MAX: u32, count = 200, "401 as before, and the connection is closed unread";
+        /// Until one more of those requests is forgotten.
+        STRANGER_PAUSE: Duration, time = Duration::from_millis(50), "no attempt is sooner forgotten";
         /// Names a node has ever seen in tables.
         ROW_NAMES_MAX: usize, count = 2 * TABLE_ENTRIES_MAX, "a table that brings more is refused";
         /// Most slots looked at for one that may be forgotten, per new key.
@@ -268,6 +298,10 @@ bounds! {
         UNWANTED_BYTES_MAX: usize, bytes = 256 << 10, "the connection is closed";
         /// Longest that a body that nobody wants is read.
         UNWANTED_TIME_MAX: Duration, time = Duration::from_secs(2), "the connection is closed";
+        /// Deepest nesting of a JSON body.
+        JSON_DEPTH_MAX: usize, count = 64, "400";
+        /// Most names of fields in a JSON body, of all its objects together.
+        JSON_NAMES_MAX: usize, count = 100_000, "400";
         /// Largest number of output tokens or images that a request may ask for.
         OUTPUT_MAX: u64, count = 10_000_000, "400";
         /// Most choices that a request may ask for.
@@ -286,14 +320,22 @@ bounds! {
         CAPS_WRITE_WAIT: Duration, time = Duration::from_secs(60), "the connection is closed and its request settled";
         /// Least that a client takes of a waiting answer in `CAPS_WRITE_WAIT`.
         WRITE_PROGRESS_MIN: usize, bytes = 16 << 10, "the connection is closed and its request settled";
+        /// Shortest pause after a connection that could not be accepted.
+        ACCEPT_PAUSE_MIN: Duration, time = Duration::from_millis(50), "no attempt is sooner";
+        /// Longest pause after connections that could not be accepted.
+        ACCEPT_PAUSE_MAX: Duration, time = Duration::from_secs(1), "no pause is longer";
+        /// Largest head of an upstream's answer, and what is read ahead of its body.
+        UPSTREAM_BUFFER_BYTES_MAX: usize, bytes = 64 << 10, "502";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
-        /// Longest that the controller's answer is waited for.
-        FOLLOW_WAIT_MAX: Duration, time = Duration::from_secs(15), "asked again on a new connection";
-        /// Shortest pause after a failed request to the controller.
-        FOLLOW_BACKOFF_MIN: Duration, time = Duration::from_millis(200), "no request is sooner";
-        /// Longest pause after a failed request to the controller.
-        FOLLOW_BACKOFF_MAX: Duration, time = Duration::from_secs(5), "no pause is longer";
+        /// Longest until a controller begins to answer; it is asked to wait 10 s at most.
+        FOLLOW_HEAD_WAIT: Duration, time = Duration::from_secs(12), "asked again on a new connection";
+        /// Longest pause of a controller within a table.
+        FOLLOW_PROGRESS_WAIT: Duration, time = Duration::from_secs(5), "asked again on a new connection";
+        /// Longest that a table may take to arrive.
+        FOLLOW_BODY_WAIT: Duration, time = Duration::from_secs(60), "asked again on a new connection";
+        /// Longest pause after a controller was lost; each node draws its own, from zero on.
+        FOLLOW_RECONNECT_MAX: Duration, time = Duration::from_secs(4), "no pause is longer, so that all are back within 5 s";
         /// Shortest pause between two answers of a controller that does not wait.
         FOLLOW_PAUSE_MIN: Duration, time = Duration::from_millis(100), "no request is sooner";
         /// Longest that sending a usage report may take.

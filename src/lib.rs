@@ -52,7 +52,8 @@
 //!
 //! - **The clock** is read by [`unit::SystemClock`]; clippy refuses `Instant::now` and
 //!   `SystemTime::now` elsewhere. Shells hold a [`unit::Clock`] and pass `now` on; their timers
-//!   are tokio's, and three of the node's sockets ask tokio for a deadline's time. Wall time enters no decision. Instants of two processes are never compared:
+//!   are tokio's, and three of the node's sockets ask tokio for a deadline's time. Wall time enters no decision; only
+//!   the age of a table file, looked at once when a node starts, is told by it. Instants of two processes are never compared:
 //!   what crosses the wire is a duration ([`wire::LimitTable::valid_for_ms`]) or a node's own
 //!   uptime ([`wire::UsageReport::uptime_ms`]).
 //! - **Chance** comes from [`sim::Chance`] in the simulator and from the operating system for

@@ -142,6 +142,14 @@ impl std::ops::Add<Duration> for Instant {
     }
 }
 
+impl std::ops::Sub<Duration> for Instant {
+    type Output = Instant;
+    fn sub(self, rhs: Duration) -> Instant {
+        let nanos = u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX);
+        Instant(self.0.saturating_sub(nanos))
+    }
+}
+
 // === impl SystemClock ===
 
 impl SystemClock {

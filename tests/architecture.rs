@@ -50,9 +50,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
-/// The only files that read a clock: the one all others are handed, and the node's sockets, whose
-/// deadlines are those of tokio's timers.
-const CLOCKS: &[&str] = &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/stream.rs", "unit.rs"];
+/// The only files that read a clock: the one all others are handed, the node's sockets, whose
+/// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -61,11 +62,13 @@ const SHELLS: &[&str] = &[
     "control/credentials.rs",
     "control/history.rs",
     "control/metrics.rs",
+    "control/outlet.rs",
     "control/reload.rs",
     "control/resume.rs",
     "control/run.rs",
     "control/runs.rs",
     "control/turn.rs",
+    "control/unfit.rs",
     "demo/cluster.rs",
     "demo/engine.rs",
     "demo/mod.rs",
@@ -88,6 +91,7 @@ const SHELLS: &[&str] = &[
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/shared.rs",
+    "enforce/store.rs",
     "enforce/stream.rs",
     "metrics/mod.rs",
     "metrics/process.rs",
@@ -104,6 +108,7 @@ const SHELLS: &[&str] = &[
     "publish/journal.rs",
     "publish/lock.rs",
     "publish/patience.rs",
+    "publish/peer.rs",
     "publish/server.rs",
     "publish/token.rs",
     "supervise/failpoint.rs",
@@ -233,6 +238,20 @@ fn every_room_is_on_the_map_and_every_exception_is_one() {
             assert!(earned, "{list} names {name}, which needs no exception any more");
         }
     }
+}
+
+/// The programs and libraries of the product and of the fuzz targets; not the targets, which
+/// libFuzzer calls by an exported symbol.
+#[test]
+fn every_crate_of_ours_forbids_unsafe_code() {
+    for root in ["src/lib.rs", "src/main.rs", "fuzz/lib.rs"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(root)).unwrap();
+        assert!(text.lines().any(|line| line == "#![forbid(unsafe_code)]"), "{root} may hold unsafe code");
+    }
+    // Tests and benchmarks are crates too: the manifest forbids it for all of them.
+    let manifest = include_str!("../Cargo.toml");
+    let lints = manifest.split_once("[lints.rust]").unwrap().1;
+    assert!(lints.lines().any(|line| line == "unsafe_code = \"forbid\""), "{lints}");
 }
 
 #[test]

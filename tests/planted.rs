@@ -14,15 +14,19 @@ const SEEDS: u64 = 60;
 /// Feature compiled in, its name, and the promise it must be caught by.
 fn bugs() -> Vec<(bool, &'static str, Promise)> {
     vec![
+        (cfg!(feature = "bug-frozen-believed"), "bug-frozen-believed", Promise::FrozenIsStale),
         (cfg!(feature = "bug-full-limit-per-node"), "bug-full-limit-per-node", Promise::TableValid),
+        (cfg!(feature = "bug-liar-believed"), "bug-liar-believed", Promise::MeasuredIsReal),
         (cfg!(feature = "bug-never-drifts"), "bug-never-drifts", Promise::AdmittedInsideLimit),
         (cfg!(feature = "bug-no-decrease-bound"), "bug-no-decrease-bound", Promise::LossNeedsTwoSigns),
         (cfg!(feature = "bug-no-steer-bound"), "bug-no-steer-bound", Promise::EditSteers),
+        (cfg!(feature = "bug-part-is-the-pool"), "bug-part-is-the-pool", Promise::PartIsNoLoss),
         (cfg!(feature = "bug-raise-on-stale"), "bug-raise-on-stale", Promise::NoRaiseBlind),
         (cfg!(feature = "bug-raise-unbounded"), "bug-raise-unbounded", Promise::RaiseBounded),
         (cfg!(feature = "bug-refill-on-swap"), "bug-refill-on-swap", Promise::AdmittedInsideLimit),
         (cfg!(feature = "bug-refused-charges"), "bug-refused-charges", Promise::RefusalChangesNothing),
         (cfg!(feature = "bug-replay-accepted"), "bug-replay-accepted", Promise::NodeNeverGoesBack),
+        (cfg!(feature = "bug-reset-is-a-rate"), "bug-reset-is-a-rate", Promise::MeasuredIsReal),
         (cfg!(feature = "bug-slot-leak"), "bug-slot-leak", Promise::SlotsBalance),
         (cfg!(feature = "bug-version-reused"), "bug-version-reused", Promise::VersionUnique),
     ]

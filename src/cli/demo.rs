@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use tidegate::demo::dialect::Dialect;
 use tidegate::demo::{Ending, Options};
 
 use super::Failure;
@@ -18,14 +19,22 @@ pub struct Args {
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
+    /// Whose metrics the replicas speak: vllm, sglang or llamacpp.
+    #[arg(long, default_value_t)]
+    engine: Dialect,
     /// The same demand straight to the replicas.
     #[arg(long)]
     no_limits: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let options =
-        Options { seconds: args.seconds, seed: args.seed, json: args.json, limits: !args.no_limits };
+    let options = Options {
+        seconds: args.seconds,
+        seed: args.seed,
+        json: args.json,
+        engine: args.engine,
+        limits: !args.no_limits,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ending = runtime.block_on(tidegate::demo::run(options, io::stdout()));
     // What still runs has nothing left to say.

@@ -1,39 +1,28 @@
-//! The loop as metrics, room by room in the order of its flow: signals, estimate, decision,
-//! allocation, publication. Labels are names of the policy and of nodes, each set bounded.
+//! The loop as metrics, room by room in the order of its flow: signals, estimate, decision; what is
+//! made of a decision stands in [`granted`](crate::control::granted). Labels are names of the policy
+//! and of nodes, each set bounded.
 //!
 //! Work is counted in the pool's own unit (`tidegate_decide_pool_info` names it), rates are per
 //! second. A state of several is one series each, 1 for the one that holds.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use crate::allocate::Bound;
 use crate::bounds::POOLS_SHOWN_MAX;
-use crate::bounds::SHARES_SHOWN_MAX;
 use crate::control::PoolTick;
 use crate::control::Tick;
-use crate::control::metrics::Latest;
+use crate::control::latest::KINDS;
+use crate::control::latest::Latest;
 use crate::decide::Motion;
 use crate::decide::Reason;
 use crate::estimate::Freshness;
-use crate::metrics::Detail;
 use crate::metrics::Family;
-use crate::metrics::Folding;
-use crate::metrics::RowName;
 use crate::metrics::Sheet;
-use crate::unit::{Dimension, Limit, PPM, PoolId, WorkUnit};
-use crate::wire::Entry;
+use crate::unit::{PoolId, WorkUnit};
 
-type PoolFamily = Family<1>;
-type RowFamily = Family<3>;
+pub(super) type PoolFamily = Family<1>;
 
-const fn pool(name: &'static str, help: &'static str) -> PoolFamily {
+pub(super) const fn pool(name: &'static str, help: &'static str) -> PoolFamily {
     Family::gauge(name, help, ["pool"])
-}
-
-const fn row(name: &'static str, help: &'static str) -> RowFamily {
-    Family::gauge(name, help, ["pool", "model", "tier"])
 }
 
 // === signals ===
@@ -45,7 +34,7 @@ const REPLICAS: Family<2> = Family::gauge(
 );
 const FAILURES: Family<2> = Family::counter(
     "tidegate_observe_failures_total",
-    "Readings that failed: down, silent, or source (the source as a whole).",
+    "Readings that failed: down, timeout, oversize, status, unreadable, or source (all of it).",
     ["pool", "kind"],
 );
 const SOURCE_UP: PoolFamily =
@@ -67,7 +56,8 @@ pub(super) fn observe(sheet: &mut Sheet, latest: &Latest) {
     });
     sheet.add(&REPLICAS, states);
     let failures = signals().flat_map(|(pool, signals)| {
-        signals.failures.map(|(kind, count)| ([pool.as_str(), kind], count as f64))
+        let kinds = KINDS.into_iter().zip(signals.failures);
+        kinds.map(move |(kind, count)| ([pool.as_str(), kind], count as f64))
     });
     sheet.add(&FAILURES, failures);
     sheet.add(&SOURCE_UP, signals().map(|(pool, of)| ([pool.as_str()], truth(of.source_up))));
@@ -106,6 +96,14 @@ const UPSTREAM_ERRORS: PoolFamily = pool(
     "tidegate_estimate_upstream_errors_significant",
     "1 while nodes see more upstream errors than a healthy pool has.",
 );
+const REJECTED: PoolFamily = pool(
+    "tidegate_estimate_rejected_readings",
+    "Readings of the last round with impossible numbers, or from the future.",
+);
+const FROZEN: PoolFamily = pool(
+    "tidegate_estimate_frozen_replicas",
+    "Replicas whose page says the same again and again although nodes are served.",
+);
 const FRESHNESS: Family<2> = Family::gauge(
     "tidegate_estimate_freshness",
     "How far readings are trusted: fresh, held (nothing rises), stale (steers to safe).",
@@ -121,6 +119,8 @@ pub(super) fn estimate(sheet: &mut Sheet, tick: &Tick) {
     each(sheet, &OFFERED, tick, |pool| Some(pool.demand.offered));
     each(sheet, &ADMITTED, tick, |pool| Some(pool.demand.admitted.work));
     each(sheet, &UPSTREAM_ERRORS, tick, |pool| Some(truth(pool.demand.errors_significant)));
+    each(sheet, &REJECTED, tick, |pool| Some(pool.estimate.rejected as f64));
+    each(sheet, &FROZEN, tick, |pool| Some(pool.estimate.frozen as f64));
     states(sheet, &FRESHNESS, tick, &[Freshness::Fresh, Freshness::Held, Freshness::Stale], |pool| {
         pool.estimate.freshness
     });
@@ -197,159 +197,10 @@ pub(super) fn decide(sheet: &mut Sheet, tick: &Tick) {
     each(sheet, &IN_FLIGHT_CAP, tick, |pool| pool.decision.in_flight);
 }
 
-// === allocation ===
-
-const LEVEL: PoolFamily = pool(
-    "tidegate_allocate_level_work_per_second",
-    "What one unit of weight gets above guarantees; absent while every demand fits.",
-);
-const LIMIT: RowFamily = row(
-    "tidegate_allocate_limit_work_per_second",
-    "What a tier may use of a model, before rounding and ramps.",
-);
-const DEMAND: RowFamily =
-    row("tidegate_allocate_demand_work_per_second", "What a tier was offered of a model, smoothed.");
-const GUARANTEE: RowFamily =
-    row("tidegate_allocate_guarantee_work_per_second", "Granted before anyone gets more.");
-const SAFE: RowFamily =
-    row("tidegate_allocate_safe_work_per_second", "Where nodes steer to without a controller.");
-const CEILING: RowFamily = row("tidegate_allocate_ceiling_work_per_second", "The most ever granted.");
-const BOUND: Family<4> = Family::gauge(
-    "tidegate_allocate_bound",
-    "Rows whose limit is set by this bound: uncontended, fair_share, guarantee, ceiling or priority.",
-    ["pool", "model", "tier", "bound"],
-);
-
-const BOUNDS: [(Bound, &str); 5] = [
-    (Bound::Uncontended, "uncontended"),
-    (Bound::FairShare, "fair_share"),
-    (Bound::Guarantee, "guarantee"),
-    (Bound::Ceiling, "ceiling"),
-    (Bound::Priority, "priority"),
-];
-
-/// What is known of one row, or of several together.
-#[derive(Debug, Default)]
-struct Sums {
-    limit: f64,
-    demand: f64,
-    guarantee: f64,
-    safe: f64,
-    ceiling: f64,
-    bounds: [u32; BOUNDS.len()],
-    published: BTreeMap<Dimension, f64>,
-}
-
-/// Allocation and what was published of it, row by row.
-pub(super) fn rows(sheet: &mut Sheet, tick: &Tick, detail: Detail) {
-    each(sheet, &LEVEL, tick, |pool| pool.level);
-    let rows = sums(tick, detail);
-    let mut by_row = |family: &RowFamily, pick: fn(&Sums) -> f64| {
-        sheet.add(family, rows.iter().map(|(name, sums)| (name.labels(), pick(sums))));
-    };
-    by_row(&LIMIT, |sums| sums.limit);
-    by_row(&DEMAND, |sums| sums.demand);
-    by_row(&GUARANTEE, |sums| sums.guarantee);
-    by_row(&SAFE, |sums| sums.safe);
-    by_row(&CEILING, |sums| sums.ceiling);
-    let bounds = rows.iter().flat_map(|(name, sums)| {
-        let [pool, model, tier] = name.labels();
-        let counts = BOUNDS.iter().zip(sums.bounds);
-        counts.map(move |((_, bound), count)| ([pool, model, tier, *bound], f64::from(count)))
-    });
-    sheet.add(&BOUND, bounds);
-    let rates = rows.iter().flat_map(|(name, sums)| {
-        let [pool, model, tier] = name.labels();
-        let rates =
-            sums.published.iter().filter_map(|(dimension, limit)| Some((counted(*dimension)?, limit)));
-        rates.map(move |(what, limit)| ([pool, model, tier, what], limit / 60.0))
-    });
-    sheet.add(&PUBLISHED_RATE, rates);
-    let counts = rows
-        .iter()
-        .filter_map(|(name, sums)| Some((name.labels(), *sums.published.get(&Dimension::Concurrency)?)));
-    sheet.add(&PUBLISHED_COUNT, counts);
-}
-
-fn sums(tick: &Tick, detail: Detail) -> BTreeMap<RowName, Sums> {
-    let mut folding = Folding::new(detail);
-    let mut rows: BTreeMap<RowName, Sums> = BTreeMap::new();
-    for (id, pool) in &tick.pools {
-        let controlled = tick.table.pools.get(id).map(|entry| entry.unit.dimension());
-        for row in &pool.rows {
-            let Some(name) = folding.name(id, &row.model, &row.tier) else { return rows };
-            let sums = rows.entry(name).or_default();
-            sums.limit += row.limit;
-            sums.demand += row.demand.offered;
-            sums.guarantee += row.guarantee;
-            let at = BOUNDS.iter().position(|(bound, _)| *bound == row.bound);
-            if let Some(count) = at.and_then(|at| sums.bounds.get_mut(at)) {
-                *count += 1;
-            }
-            let Some(published) = tick.table.row(row.model.as_str(), row.tier.as_str()) else { continue };
-            if let Some(entry) = controlled.and_then(|controlled| published.limits.get(&controlled)) {
-                sums.safe += per_second(entry.safe);
-                sums.ceiling += per_second(entry.ceiling);
-            }
-            for (dimension, Entry { tier_limit, .. }) in &published.limits {
-                *sums.published.entry(*dimension).or_default() += tier_limit.as_f64();
-            }
-        }
-    }
-    rows
-}
-
-// === publication ===
-
-const PUBLISHED_RATE: Family<4> = Family::gauge(
-    "tidegate_publish_limit_per_second",
-    "The tier limit in the table, all nodes together, in requests, tokens of work or images.",
-    ["pool", "model", "tier", "dimension"],
-);
-const PUBLISHED_COUNT: RowFamily = row(
-    "tidegate_publish_limit_concurrent_requests",
-    "The tier limit of requests in flight in the table, all nodes together.",
-);
-const POLICY_INFO: Family<1> =
-    Family::gauge("tidegate_policy_info", "Digest of the policy of the last tick.", ["digest"]);
-const TURN_AGE: Family<0> =
-    Family::gauge("tidegate_control_turn_age_seconds", "Since the last turn of the loop.", []);
-const TABLE_AGE: Family<0> =
-    Family::gauge("tidegate_publish_age_seconds", "Since the last table was announced.", []);
-const NODES: Family<1> = Family::gauge(
-    "tidegate_publish_nodes",
-    "Nodes by state: current (reports, has the version in force), behind (reports, has an earlier one), silent.",
-    ["state"],
-);
-const SHARE: Family<2> = Family::gauge(
-    "tidegate_publish_node_share_ratio",
-    "Part of every limit of the pool that a node may use.",
-    ["pool", "node"],
-);
-
-pub(super) fn publish(sheet: &mut Sheet, latest: &Latest) {
-    sheet.add(&NODES, latest.nodes.map(|(state, count)| ([state], count as f64)));
-    if let Some(age) = latest.since_announced() {
-        sheet.one(&TABLE_AGE, age);
-    }
-    let Some(tick) = &latest.tick else { return };
-    sheet.one(&TURN_AGE, latest.since_round());
-    sheet.add(&POLICY_INFO, [([tick.table.policy.as_str()], 1.0)]);
-    let all = tick.table.pools.iter().take(POOLS_SHOWN_MAX);
-    let shares =
-        all.flat_map(|(pool, entry)| entry.shares.iter().map(move |(node, share)| (pool, node, *share)));
-    let mut shown: BTreeMap<[&str; 2], f64> = BTreeMap::new();
-    for (at, (pool, node, share)) in shares.enumerate() {
-        let node = if at < SHARES_SHOWN_MAX { node.as_str() } else { "other" };
-        *shown.entry([pool.as_str(), node]).or_default() += f64::from(share) / f64::from(PPM);
-    }
-    sheet.add(&SHARE, shown);
-}
-
 // === common ===
 
 /// One number a pool.
-fn each(sheet: &mut Sheet, family: &PoolFamily, tick: &Tick, pick: fn(&PoolTick) -> Option<f64>) {
+pub(super) fn each(sheet: &mut Sheet, family: &PoolFamily, tick: &Tick, pick: fn(&PoolTick) -> Option<f64>) {
     let pools = tick.pools.iter().take(POOLS_SHOWN_MAX);
     sheet.add(family, pools.filter_map(|(id, pool)| Some(([id.as_str()], pick(pool)?))));
 }
@@ -379,18 +230,4 @@ fn word(variant: &impl Serialize) -> String {
 
 fn truth(holds: bool) -> f64 {
     f64::from(u8::from(holds))
-}
-
-fn per_second(limit: Limit) -> f64 {
-    limit.as_f64() / 60.0
-}
-
-/// What a rate counts; none for what is no rate.
-fn counted(dimension: Dimension) -> Option<&'static str> {
-    match dimension {
-        Dimension::RequestsPerMinute => Some("requests"),
-        Dimension::TokensPerMinute => Some("tokens"),
-        Dimension::ImagesPerMinute => Some("images"),
-        Dimension::Concurrency => None,
-    }
 }

@@ -14,14 +14,15 @@ use crate::bounds::METRIC_NODES_MAX;
 use crate::control::Tick;
 use crate::control::credentials::Credential;
 use crate::control::families;
+use crate::control::granted;
+use crate::control::latest::Latest;
 use crate::metrics::Page;
 use crate::metrics::PageOptions;
 use crate::metrics::Sheet;
 use crate::observe::Outcome;
-use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::supervise::panics;
-use crate::unit::{Clock, Instant, NodeId, PoolId, SystemClock};
+use crate::unit::{Instant, NodeId, PoolId};
 use crate::wire::Stamp;
 
 /// A node that did not report for this many intervals is silent: its demand counts no more.
@@ -83,32 +84,6 @@ pub struct Seen {
     nodes: BTreeMap<NodeId, (Instant, Option<Stamp>)>,
 }
 
-/// The last turn: what a page is drawn from.
-#[derive(Debug)]
-pub struct Latest {
-    pub signals: BTreeMap<PoolId, Signals>,
-    pub tick: Option<Tick>,
-    /// Nodes by state.
-    pub nodes: [(&'static str, u64); 3],
-    /// Of the page alone: it goes on when the loop does not.
-    clock: SystemClock,
-    round_at: Instant,
-    announced_at: Option<Instant>,
-}
-
-/// One pool's sources in the last round.
-#[derive(Clone, Debug, Default)]
-pub struct Signals {
-    pub up: u64,
-    pub down: u64,
-    pub silent: u64,
-    pub source_up: bool,
-    /// Of the newest reading when the round ended, seconds.
-    pub age: Option<f64>,
-    /// Since the pool is in the policy, by kind.
-    pub failures: [(&'static str, u64); 3],
-}
-
 // === impl Metrics ===
 
 impl Metrics {
@@ -154,7 +129,7 @@ impl Metrics {
             lag: real(
                 r,
                 "tidegate_publish_lag_seconds",
-                "From sealing a table to announcing it; grows while the state directory does not answer.",
+                "From sealing a table to having it stored; grows while the state directory does not answer.",
             )?,
             publish_failures,
             quarantined: gauge(
@@ -184,9 +159,9 @@ impl Metrics {
                 if let Some(tick) = &latest.tick {
                     families::estimate(&mut sheet, tick);
                     families::decide(&mut sheet, tick);
-                    families::rows(&mut sheet, tick, self.options.detail);
+                    granted::rows(&mut sheet, tick, self.options.detail);
                 }
-                families::publish(&mut sheet, latest);
+                granted::publish(&mut sheet, latest);
             });
             sheet.encode()
         });
@@ -218,16 +193,7 @@ impl Metrics {
         }
         seen.nodes.retain(|_, (at, _)| now.seconds_since(*at) < NODE_FORGOTTEN_AFTER);
         self.look(|latest| {
-            latest.round_at = latest.clock.now();
-            let mut before = std::mem::take(&mut latest.signals);
-            latest.signals = round
-                .pools
-                .iter()
-                .map(|(id, pool)| {
-                    let age = seen.newest.get(id).map(|at| now.seconds_since(*at));
-                    (id.clone(), before.remove(id).unwrap_or_default().next(pool, age))
-                })
-                .collect();
+            latest.observe_round(&round.pools, |id| seen.newest.get(id).map(|at| now.seconds_since(*at)));
         });
     }
 
@@ -250,20 +216,22 @@ impl Metrics {
         self.version.set(int(stamp.version));
         self.tick.set(int(stamp.tick));
         self.table_bytes.set(int(bytes));
-        let (mut current, mut behind, mut silent) = (0, 0, 0);
-        for (at, applied) in seen.nodes.values() {
-            let same = |applied: Stamp| (applied.epoch, applied.version) == (stamp.epoch, stamp.version);
-            if now.since(*at) > interval * NODE_SILENT_INTERVALS {
-                silent += 1;
-            } else if applied.is_some_and(same) {
-                current += 1;
-            } else {
-                behind += 1;
-            }
-        }
+        let version = |stamp: Stamp| (stamp.epoch, stamp.version);
         self.look(|latest| {
+            // Nobody can have what is announced only now; what was announced a turn ago, everybody.
+            let had = latest.announce(stamp);
+            let known = version(had)..=version(stamp);
+            let (mut current, mut behind, mut silent) = (0, 0, 0);
+            for (at, applied) in seen.nodes.values() {
+                if now.since(*at) > interval * NODE_SILENT_INTERVALS {
+                    silent += 1;
+                } else if applied.is_some_and(|applied| known.contains(&version(applied))) {
+                    current += 1;
+                } else {
+                    behind += 1;
+                }
+            }
             latest.nodes = [("current", current), ("behind", behind), ("silent", silent)];
-            latest.announced_at = Some(latest.clock.now());
         });
     }
 
@@ -362,53 +330,6 @@ impl Reloads {
     }
 }
 
-// === impl Latest ===
-
-impl Default for Latest {
-    fn default() -> Latest {
-        Latest {
-            signals: BTreeMap::new(),
-            tick: None,
-            nodes: [("current", 0), ("behind", 0), ("silent", 0)],
-            clock: SystemClock::starting_at(Instant::ZERO),
-            round_at: Instant::ZERO,
-            announced_at: None,
-        }
-    }
-}
-
-impl Latest {
-    /// Seconds since the last round.
-    pub fn since_round(&self) -> f64 {
-        self.clock.now().seconds_since(self.round_at)
-    }
-
-    /// Seconds since a table was announced.
-    pub fn since_announced(&self) -> Option<f64> {
-        Some(self.clock.now().seconds_since(self.announced_at?))
-    }
-}
-
-// === impl Signals ===
-
-impl Signals {
-    /// The same pool, one round later.
-    fn next(self, round: &PoolRound, age: Option<f64>) -> Signals {
-        let (mut up, mut down, mut silent) = (0, 0, 0);
-        for reading in &round.replicas {
-            match reading.outcome {
-                Outcome::Up(_) => up += 1,
-                Outcome::Down(_) => down += 1,
-                Outcome::Silent(_) => silent += 1,
-            }
-        }
-        let [(_, downs), (_, silents), (_, sources)] = self.failures;
-        let failed = u64::from(round.failed.is_some());
-        let failures = [("down", downs + down), ("silent", silents + silent), ("source", sources + failed)];
-        Signals { up, down, silent, source_up: failed == 0, age, failures }
-    }
-}
-
 fn credential_failures(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
     let failures = Opts::new(
         "tidegate_publish_credential_reload_failures_total",
@@ -476,6 +397,7 @@ mod tests {
             instance: 1,
             uptime_ms: 5,
             applied: Some(stamp),
+            nack: None,
             rows: Vec::new(),
             pools: BTreeMap::new(),
         };
@@ -486,5 +408,21 @@ mod tests {
         };
         assert_eq!((state(at(109), 2, "current"), state(at(111), 2, "silent")), (1, 1));
         assert_eq!((state(at(160), 30, "current"), state(at(251), 30, "silent")), (1, 1));
+    }
+
+    #[test]
+    fn a_node_is_behind_when_it_missed_the_version_of_a_turn_ago() {
+        let metrics = Metrics::new(PageOptions::fresh()).unwrap();
+        let mut seen = Seen::default();
+        let stamp = |version: u64| Stamp { epoch: 1, version, tick: version };
+        seen.nodes.insert("n1".into(), (Instant::ZERO, Some(stamp(4))));
+        let behind = |version: u64| {
+            let interval = Duration::from_secs(2);
+            metrics.observe_published(&seen, Instant::ZERO, interval, stamp(version), 1);
+            metrics.look(|latest| latest.nodes[1])
+        };
+        assert_eq!(behind(4), ("behind", 0));
+        assert_eq!(behind(5), ("behind", 0), "announced this moment");
+        assert_eq!(behind(6), ("behind", 1));
     }
 }

@@ -13,9 +13,15 @@ mod families;
 #[cfg(feature = "daemon")]
 mod fence;
 #[cfg(feature = "daemon")]
+mod granted;
+#[cfg(feature = "daemon")]
 mod history;
 #[cfg(feature = "daemon")]
+mod latest;
+#[cfg(feature = "daemon")]
 pub mod metrics;
+#[cfg(feature = "daemon")]
+mod outlet;
 #[cfg(feature = "daemon")]
 pub mod reload;
 #[cfg(feature = "daemon")]

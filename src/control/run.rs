@@ -17,12 +17,13 @@ use crate::control::credentials::{Follow, Source};
 use crate::control::disk::{Disk, Writer};
 use crate::control::history;
 use crate::control::metrics::{Metrics, Seen};
+use crate::control::outlet::{Published, RunsKept, Store};
 use crate::control::reload::{Loaded, Loader, Reloader, fingerprint};
 use crate::control::resume::{First, first_policy, resume};
 use crate::control::runs::{Opened, RUNS_FILE, Runs};
 use crate::control::settle::Settling;
 use crate::control::standing::{Origin, Standing};
-use crate::control::turn::{Published, RunsKept, Store, Turns};
+use crate::control::turn::Turns;
 use crate::control::{Controller, State};
 use crate::metrics::PageOptions;
 use crate::observe::sources::Sources;
@@ -165,7 +166,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (stop, stopped) = watch::channel(false);
     let disk =
         Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
-    let collect = resumed.state.is_none().then_some(options.collect);
+    let collect = resumed.hear_nodes.then_some(options.collect);
     let mut state = resumed.state.unwrap_or_default();
     // From here on whatever ends this process badly is on the record.
     let digest = policies.borrow().policy.digest.clone();
@@ -273,7 +274,7 @@ fn credentials(options: &Options, presented: Option<Arc<Presented>>, board: &Arc
 /// Where the loop begins.
 struct Begin {
     state: State,
-    /// The state is lost: how long to collect reports, if that is stated.
+    /// The state is lost, or a part of it: how long to collect reports, if that is stated.
     collect: Option<Option<Duration>>,
     runs: RunsKept,
     good: Option<Loaded>,

@@ -91,6 +91,7 @@ impl Run {
             instance: 1,
             uptime_ms: 2000 * self.tick,
             applied: None,
+            nack: None,
             rows: vec![row("enterprise"), row("starter")],
             pools: BTreeMap::new(),
         }
@@ -260,6 +261,71 @@ fn an_absurd_epoch_in_a_report_is_not_believed() {
     let round = Round { usage: vec![report], ..Round::default() };
     let tick = run.controller.tick(Instant::ZERO + Duration::from_secs(2), &round);
     assert_eq!(tick.table.stamp.epoch, 1);
+}
+
+#[test]
+fn b01_b05_when_a_clock_began_changes_no_limit() {
+    let tables = |began: Duration| {
+        let mut run = Run::new(State::default());
+        let mut tables = Vec::new();
+        for tick in 1..=60 {
+            run.tick = tick;
+            let now = Instant::ZERO + began + Duration::from_secs(2) * tick as u32;
+            tables.push(run.at(now).table.encode().unwrap());
+        }
+        tables
+    };
+    let (month, leap) = (Duration::from_secs(30 * 86_400), Duration::from_secs(1));
+    let expected = tables(Duration::ZERO);
+    for began in [Duration::from_secs(3600), month, month + leap] {
+        assert!(tables(began) == expected, "a clock {began:?} ahead gives other tables");
+    }
+}
+
+#[test]
+fn b03_ten_minutes_of_pause_are_one_tick_on_which_nothing_rises() {
+    let mut run = Run::new(State::default());
+    let before = run.settle();
+    let now = Instant::ZERO + Duration::from_secs(2) * run.tick as u32 + Duration::from_secs(600);
+    // Counters ran on, nodes could not report: their shares are theirs still.
+    run.tick += 300;
+    let pool = PoolRound {
+        replicas: ["a", "b"]
+            .map(|name| Reading {
+                replica: ReplicaId::new(name),
+                at: now,
+                outcome: Outcome::Up(Signals {
+                    running: Some(8.0),
+                    waiting: Some(0.0),
+                    work_done: Some(4000.0 * run.tick as f64),
+                    ..Signals::default()
+                }),
+            })
+            .into(),
+        ..PoolRound::default()
+    };
+    let round = Round { pools: [(PoolId::new("pool"), pool)].into(), usage: Vec::new() };
+    let after = run.controller.tick(now, &round);
+    assert_eq!(after.table.stamp.tick, before.table.stamp.tick + 1);
+    let id = PoolId::new("pool");
+    assert!(after.table.pools[&id].budget <= before.table.pools[&id].budget);
+    assert!(after.pools[&id].decision.budget <= before.pools[&id].decision.budget);
+    assert_eq!(after.table.pools[&id].shares, before.table.pools[&id].shares);
+    assert_eq!(after.pools[&id].estimate.capacity, Some(4000.0));
+}
+
+#[test]
+fn b05_a_second_that_comes_twice_is_a_tick_like_any_other() {
+    let mut run = Run::new(State::default());
+    let settled = run.settle();
+    let now = Instant::ZERO + Duration::from_secs(2) * run.tick as u32;
+    // 23:59:59, then the same second again, then one before it.
+    for now in [now, now, Instant(now.0 - 1_000_000_000)] {
+        let tick = run.at(now);
+        tick.table.validate().unwrap();
+        assert!(tick.table.stamp > settled.table.stamp);
+        assert!(tick.table.same_entries(&settled.table), "{now:?}");
+    }
 }
 
 #[test]

@@ -48,5 +48,6 @@ impl Turns {
         if let Err(reason) = fenced(|| self.put(good, Some(state))) {
             tracing::error!(last_good, reason, "the last good policy cannot be put in force");
         }
+        self.metrics.quarantined(true);
     }
 }

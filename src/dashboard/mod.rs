@@ -5,6 +5,8 @@
 //! them. Whoever asks why a limit is what it is reads it from top to bottom.
 
 pub mod alerts;
+mod limits;
+mod load;
 mod panels;
 
 use serde_json::{Value, json};
@@ -256,7 +258,7 @@ pub fn grafana() -> String {
             "name": "Policy",
             "datasource": source(),
             "enable": true,
-            "expr": "changes(tidegate_policy_info[1m]) > 0 or (tidegate_policy_info unless tidegate_policy_info offset 1m)",
+            "expr": "tidegate_policy_info unless tidegate_policy_info offset 1m",
             "iconColor": "blue",
             "titleFormat": "another policy in force",
         }]},

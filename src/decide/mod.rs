@@ -6,10 +6,14 @@
 //! signals drifts to safe. Sources: signals-and-control notes section 4; growth is CUBIC
 //! (RFC 9438); no growth of an unused limit is RFC 7661; significance is a Poisson tail.
 
+mod decision;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{DiscreteCDF, Poisson};
+
+pub use decision::{Decision, Motion, Reason};
 
 use crate::estimate::Estimate;
 use crate::estimate::Freshness;
@@ -72,65 +76,6 @@ pub struct Law {
     request_work: Option<f64>,
     #[serde(default)]
     stepped_at: Option<Instant>,
-}
-
-/// What one pool may admit, and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Decision {
-    /// Work per second.
-    pub budget: f64,
-    pub motion: Motion,
-    pub reason: Reason,
-    /// Work that may wait for its first token, by Little's law.
-    pub waiting_work: f64,
-    /// Requests in flight; none before the pool was measured.
-    pub in_flight: Option<f64>,
-    /// The part of `in_flight` above a full batch.
-    pub in_flight_above_batch: f64,
-    /// Waiting requests above which the pool counts as overloaded.
-    pub waiting_threshold: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Motion {
-    /// The budget went to measured capacity.
-    Follow,
-    /// Nobody measured where it goes: bounded steps.
-    Steer,
-    Hold,
-}
-
-/// Why the budget is what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// First decision: the sum of what is safe.
-    Started,
-    /// Ready replicas were lost.
-    CapacityLost,
-    /// Replicas were ready in two scrapes running.
-    CapacityGained,
-    /// Measured capacity fell below the budget.
-    CapacityMeasured,
-    /// Significantly more requests wait than the SLO allows.
-    Overload,
-    /// Some wait, within what the SLO allows.
-    Backlogged,
-    /// An overload drained, or signals are back: back to what was measured.
-    Recovered,
-    /// The limit binds and the pool keeps up.
-    Probing,
-    /// The limit binds and no backlog was seen yet.
-    SlowStart,
-    /// Within one feedback delay of the last cut.
-    Cooling,
-    /// Nobody is refused: raising it would change nothing.
-    NotBinding,
-    /// Signals are older than two intervals, or the loop itself was paused.
-    SignalsHeld,
-    /// Signals are older than five intervals.
-    SignalsStale,
 }
 
 /// What a pool's decision needs beside its estimate.
@@ -211,6 +156,10 @@ impl Law {
         threshold: f64,
     ) -> (f64, Motion, Reason) {
         let before = self.stepped_at.replace(context.now).unwrap_or(context.now);
+        if self.cut_at == Instant::ZERO {
+            // Probing counts from here: from the clock's own beginning it would depend on that.
+            self.cut_at = context.now;
+        }
         let paused = context.now.since(before) > PAUSED_INTERVALS * context.interval;
         let known = self.budget;
         let decided = self.decide(context, estimate, demand, threshold);
@@ -266,7 +215,7 @@ impl Law {
         }
         let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
         let drifted = (budget * keep).max(context.safe.min(budget));
-        self.drifted |= drifted < budget;
+        self.drifted = true;
         (drifted, Motion::Steer, Reason::SignalsStale)
     }
 
@@ -322,6 +271,10 @@ impl Law {
             // Below what drains the queue of a measured pool a budget helps nobody: what waits then
             // came past the nodes.
             let measured = estimate.capacity.is_some() && context.now >= self.cool_until;
+            if let Some(capacity) = estimate.capacity.filter(|_| measured && self.drifted) {
+                let stepped = target.min(budget + STEER_UP * capacity);
+                return (stepped, Motion::Steer, Reason::Recovered);
+            }
             let motion = if measured && target > budget { Motion::Follow } else { Motion::Hold };
             return (if measured { target } else { budget }, motion, Reason::Overload);
         }

@@ -153,7 +153,7 @@ fn after_a_drain_it_returns_to_capacity_and_probes_only_while_binding() {
 }
 
 #[test]
-fn signals_that_age_hold_then_drift_to_safe_and_never_raise() {
+fn a01_a12_signals_that_age_hold_then_drift_to_safe_and_never_raise() {
     let mut law = at(4000.0);
     let held = Estimate { freshness: Freshness::Held, ..estimate(4.0) };
     let decision = law.step(&context(5), &held, &demand(4000.0, true));
@@ -172,6 +172,21 @@ fn signals_that_age_hold_then_drift_to_safe_and_never_raise() {
     assert_eq!(back.motion, Motion::Steer, "signals that come back are followed without a step");
     let below = at(300.0).step(&context(5), &stale, &demand(0.0, false));
     assert_eq!(below.budget, 300.0, "drifting to safe never raises");
+}
+
+#[test]
+fn b03_after_a_pause_of_the_loop_nothing_rises_at_the_first_look() {
+    let mut law = at(3000.0);
+    law.step(&context(5), &estimate(4.0), &demand(3000.0, true));
+    let before = law.budget.unwrap();
+    let first = law.step(&context(305), &estimate(5.0), &demand(3000.0, true));
+    assert_eq!((first.budget, first.reason), (before, Reason::SignalsHeld));
+    let next = law.step(&context(306), &estimate(5.0), &demand(3000.0, true));
+    assert!(next.budget > before, "and then it goes on");
+    let mut law = at(3000.0);
+    law.step(&context(5), &estimate(4.0), &demand(3000.0, true));
+    let lost = Estimate { ready_before: 4.0, ..estimate(1.0) };
+    assert!(law.step(&context(305), &lost, &demand(3000.0, true)).budget < 1100.0, "a loss is followed");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::enforce::node::Node;
 use crate::unit::PoolId;
 
 use super::DemoError;
+use super::dialect::Dialect;
 use super::ledger::TIERS;
 use super::page::MODEL;
 use super::tenants::{KEYS_PER_TIER, OUTPUT_COST, key};
@@ -61,7 +62,7 @@ impl Directory {
     ///
     /// # Errors
     /// When the temporary directory cannot be written.
-    pub fn create(replicas: &[String]) -> io::Result<Directory> {
+    pub fn create(dialect: Dialect, replicas: &[String]) -> io::Result<Directory> {
         let parent = std::env::temp_dir();
         let path = (0..1000)
             .map(|number| parent.join(format!("tidegate-demo-{}-{number}", std::process::id())))
@@ -72,7 +73,7 @@ impl Directory {
             .unwrap_or_else(|| Err(io::Error::other("1000 old demos are in the temporary directory")))?;
         let directory = Directory { path };
         fs::create_dir(directory.policies())?;
-        fs::write(directory.policies().join("demo.yaml"), policy(replicas))?;
+        fs::write(directory.policies().join("demo.yaml"), policy(dialect, replicas))?;
         fs::write(directory.keys(), keyring())?;
         Ok(directory)
     }
@@ -113,7 +114,15 @@ impl Cluster {
     /// # Errors
     /// What kept one of them from starting.
     pub async fn start(replicas: &[String]) -> Result<Cluster, DemoError> {
-        let directory = Directory::create(replicas).map_err(DemoError::Directory)?;
+        Cluster::obeying(Dialect::Vllm, replicas).await
+    }
+
+    /// The same for replicas with another server's metrics.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn obeying(dialect: Dialect, replicas: &[String]) -> Result<Cluster, DemoError> {
+        let directory = Directory::create(dialect, replicas).map_err(DemoError::Directory)?;
         let control = start_controller(&directory).await?;
         let controller = control.url();
         let mut nodes = Vec::with_capacity(NODES);
@@ -189,14 +198,14 @@ async fn start_node(
 }
 
 /// States no capacity: the controller has nothing but the replicas' metrics to find it.
-fn policy(replicas: &[String]) -> String {
+fn policy(dialect: Dialect, replicas: &[String]) -> String {
     let targets: Vec<String> = replicas.iter().map(|url| format!("{url}/metrics")).collect();
     let [enterprise, starter, free] = GUARANTEES.map(|rate| (rate * 60.0) as u64);
     format!(
         "product: demo
 pools:
   {POOL}:
-    preset: vllm
+    preset: {dialect}
     targets: [{targets}]
     slo: {slo}s
     output_token_cost: {OUTPUT_COST}
@@ -231,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_directory_goes_with_its_demo() {
-        let directory = Directory::create(&["http://127.0.0.1:1".to_owned()]).unwrap();
+        let directory = Directory::create(Dialect::Vllm, &["http://127.0.0.1:1".to_owned()]).unwrap();
         let path = directory.path().to_owned();
         let policy = fs::read_to_string(directory.policies().join("demo.yaml")).unwrap();
         assert!(policy.contains("targets: [http://127.0.0.1:1/metrics]"), "{policy}");

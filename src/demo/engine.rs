@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::dialect::Dialect;
 use super::page::Page;
 use super::prompt::Size;
 use crate::sim::batch::{Batch, Delivered, QueueFull, SequenceId, Shape};
@@ -69,9 +70,9 @@ impl Shared {
 impl Engine {
     /// # Errors
     /// See [`Page::new`].
-    pub fn new(shape: Shape, shared: Arc<Shared>) -> prometheus::Result<Engine> {
+    pub fn new(shape: Shape, dialect: Dialect, shared: Arc<Shared>) -> prometheus::Result<Engine> {
         let inner =
-            Inner { batch: Batch::new(shape), page: Page::new()?, sinks: BTreeMap::new(), next_id: 0 };
+            Inner { batch: Batch::new(shape), page: Page::new(dialect)?, sinks: BTreeMap::new(), next_id: 0 };
         Ok(Engine { shared, shape, work: Notify::new(), inner: Mutex::new(inner) })
     }
 
@@ -86,6 +87,7 @@ impl Engine {
         inner.next_id += 1;
         let idle = inner.batch.next_wake().is_none();
         inner.batch.submit(now, id, size.prompt, size.output)?;
+        inner.page.submitted(id, size.prompt);
         // Room for every token, so that a slow reader never holds up the batch.
         let (sink, tokens) = mpsc::channel(size.output.max(1) as usize);
         inner.sinks.insert(id, sink);
@@ -117,9 +119,10 @@ impl Engine {
 
     fn step(&self) {
         let mut inner = self.lock();
+        let inner = &mut *inner;
         let now = self.shared.clock.now();
         let delivered = inner.batch.step(now);
-        inner.page.count(&delivered);
+        inner.page.stepped(&delivered, &inner.batch);
         self.shared.count(&delivered, self.shape.output_cost);
         for token in &delivered.tokens {
             if token.first {
@@ -131,7 +134,7 @@ impl Engine {
             }
             if token.last {
                 inner.sinks.remove(&token.id);
-                inner.page.finished("stop");
+                inner.page.finished(token.id, "stop");
             }
         }
     }
@@ -140,7 +143,7 @@ impl Engine {
         let mut inner = self.lock();
         if inner.sinks.remove(&id).is_some() {
             inner.batch.abort(id);
-            inner.page.finished("abort");
+            inner.page.finished(id, "abort");
         }
     }
 

@@ -5,9 +5,10 @@
 //! demo promises is judged from the plant's and the ledger's numbers alone.
 
 pub mod cluster;
+pub mod dialect;
 mod engine;
 pub mod ledger;
-mod page;
+pub mod page;
 pub mod plant;
 pub mod prompt;
 mod replica;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use self::cluster::{Cluster, SLO};
+use self::dialect::Dialect;
 use self::ledger::{Ledger, TIERS};
 use self::plant::{LATE_MAX, Plant};
 use self::verdict::{Kept, Record, Second};
@@ -45,6 +47,8 @@ pub struct Options {
     pub seconds: u64,
     pub seed: u64,
     pub json: bool,
+    /// Whose metrics the replicas speak.
+    pub engine: Dialect,
     /// Without them, tenants talk to the replicas directly.
     pub limits: bool,
 }
@@ -95,9 +99,10 @@ pub async fn run<W: Write>(options: Options, out: W) -> Result<Ending, DemoError
 }
 
 async fn play<W: Write>(options: Options, out: W) -> Result<Ending, DemoError> {
-    let plant = Plant::start(REPLICAS, Shape::default()).map_err(DemoError::Plant)?;
+    let plant = Plant::speaking(options.engine, REPLICAS, Shape::default()).map_err(DemoError::Plant)?;
     let replicas = plant.replica_urls();
-    let cluster = if options.limits { Some(Cluster::start(&replicas).await?) } else { None };
+    let cluster =
+        if options.limits { Some(Cluster::obeying(options.engine, &replicas).await?) } else { None };
     let mut view = View::new(out, options.json);
     view.opening(&replicas, cluster.as_ref()).map_err(DemoError::Output)?;
 

@@ -1,4 +1,5 @@
-//! A replica's metric page, under vLLM's names: all that a controller learns of a replica.
+//! A replica's metric page, under vLLM's names or in another [`Dialect`]: all that a controller
+//! learns of a replica.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::sim::batch::Batch;
-use crate::sim::batch::Delivered;
+use super::dialect::{Dialect, Told};
+use crate::sim::batch::{Batch, Delivered, SequenceId};
 
 pub const MODEL: &str = "demo-model";
 /// vLLM's own edges.
@@ -22,6 +23,8 @@ const CACHE_TOKENS: f64 = 32_000.0;
 
 #[derive(Debug)]
 pub struct Page {
+    dialect: Dialect,
+    told: Told,
     registry: Registry,
     running: IntGauge,
     waiting: IntGauge,
@@ -38,7 +41,7 @@ pub struct Page {
 impl Page {
     /// # Errors
     /// A name that Prometheus does not allow.
-    pub fn new() -> prometheus::Result<Page> {
+    pub fn new(dialect: Dialect) -> prometheus::Result<Page> {
         let first_token = HistogramOpts::new(
             "vllm:time_to_first_token_seconds",
             "Histogram of time to first token in seconds.",
@@ -47,6 +50,8 @@ impl Page {
         .const_label("engine", "0")
         .buckets(TTFT_BUCKETS.to_vec());
         let page = Page {
+            dialect,
+            told: Told::default(),
             registry: Registry::new(),
             running: IntGauge::with_opts(opts(
                 "vllm:num_requests_running",
@@ -99,7 +104,13 @@ impl Page {
         Ok(page)
     }
 
-    pub fn count(&self, delivered: &Delivered) {
+    pub fn submitted(&mut self, id: SequenceId, prompt: u32) {
+        self.told.submitted(id, prompt);
+    }
+
+    /// After a step, with the batch as it is then.
+    pub fn stepped(&mut self, delivered: &Delivered, batch: &Batch) {
+        self.told.stepped(delivered, batch);
         self.prompt_tokens.inc_by(delivered.prompt_tokens);
         self.generation_tokens.inc_by(delivered.output_tokens);
     }
@@ -108,7 +119,8 @@ impl Page {
         self.first_token.observe(after.as_secs_f64());
     }
 
-    pub fn finished(&self, reason: &str) {
+    pub fn finished(&mut self, id: SequenceId, reason: &str) {
+        self.told.released(id);
         self.success.with_label_values(&[reason]).inc();
     }
 
@@ -117,6 +129,11 @@ impl Page {
     /// # Errors
     /// None that the names above can cause.
     pub fn text(&self, batch: &Batch) -> prometheus::Result<Vec<u8>> {
+        match self.dialect {
+            Dialect::Vllm => {}
+            Dialect::Sglang => return Ok(self.told.sglang(MODEL).into_bytes()),
+            Dialect::Llamacpp => return Ok(self.told.llamacpp(batch).into_bytes()),
+        }
         self.running.set(gauge(batch.running()));
         self.waiting.set(gauge(batch.waiting()));
         self.waiting_by_reason.with_label_values(&["capacity"]).set(batch.waiting() as f64);

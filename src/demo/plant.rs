@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::dialect::Dialect;
 use super::engine::Shared;
 use super::replica::Replica;
 use crate::sim::batch::Shape;
@@ -29,12 +30,20 @@ impl Plant {
     /// # Errors
     /// When loopback has no port to give.
     pub fn start(replicas: usize, shape: Shape) -> io::Result<Plant> {
+        Plant::speaking(Dialect::Vllm, replicas, shape)
+    }
+
+    /// The same with another server's metrics.
+    ///
+    /// # Errors
+    /// As [`Plant::start`].
+    pub fn speaking(dialect: Dialect, replicas: usize, shape: Shape) -> io::Result<Plant> {
         let shared = Arc::new(Shared {
             clock: SystemClock::starting_at(Instant::ZERO),
             delivered: AtomicU64::new(0),
             late_us: AtomicU64::new(0),
         });
-        let replicas = (0..replicas).map(|_| Replica::start(shape, Arc::clone(&shared)));
+        let replicas = (0..replicas).map(|_| Replica::start(shape, dialect, Arc::clone(&shared)));
         Ok(Plant { shape, replicas: replicas.collect::<io::Result<_>>()?, shared })
     }
 

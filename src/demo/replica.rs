@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::dialect::Dialect;
 use super::engine::{Engine, Sequence, Shared};
 use super::page::MODEL;
 use super::prompt::{Body, Size};
@@ -38,6 +39,7 @@ pub struct Replica {
     /// Bound and never listening: keeps the port while the replica is dead, and refuses.
     _place: TcpSocket,
     shape: Shape,
+    dialect: Dialect,
     shared: Arc<Shared>,
     life: Option<Life>,
 }
@@ -66,10 +68,10 @@ impl Replica {
     ///
     /// # Errors
     /// When loopback has no port to give.
-    pub fn start(shape: Shape, shared: Arc<Shared>) -> io::Result<Replica> {
+    pub fn start(shape: Shape, dialect: Dialect, shared: Arc<Shared>) -> io::Result<Replica> {
         let place = socket(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let addr = place.local_addr()?;
-        let mut replica = Replica { addr, _place: place, shape, shared, life: None };
+        let mut replica = Replica { addr, _place: place, shape, dialect, shared, life: None };
         replica.revive()?;
         Ok(replica)
     }
@@ -100,7 +102,8 @@ impl Replica {
             return Ok(());
         }
         let listener = socket(self.addr)?.listen(1024)?;
-        let engine = Engine::new(self.shape, Arc::clone(&self.shared)).map_err(io::Error::other)?;
+        let engine =
+            Engine::new(self.shape, self.dialect, Arc::clone(&self.shared)).map_err(io::Error::other)?;
         let engine = Arc::new(engine);
         let killed = Arc::new(AtomicBool::new(false));
         self.life = Some(Life {

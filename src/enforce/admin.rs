@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -59,6 +59,9 @@ struct Effective<'a> {
 impl Admin {
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let shared = &self.gate.shared;
+        if is_of_a_page(request.headers()) {
+            return plain(StatusCode::FORBIDDEN, "not for pages of a browser\n");
+        }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/metrics") => match self.page.get(|| metrics::page(shared, self.detail)) {
                 Ok(text) => typed("text/plain; version=0.0.4", text),
@@ -83,7 +86,9 @@ impl Admin {
                 "set `admin_token_file` to reload over HTTP, or send SIGHUP\n",
             );
         };
-        let sent = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let mut all = headers.get_all(AUTHORIZATION).iter();
+        let only = all.next().filter(|_| all.next().is_none());
+        let sent = only.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
         if !sent.is_some_and(|sent| sent.ct_eq(token.expose().as_bytes()).into()) {
             return plain(StatusCode::UNAUTHORIZED, "not the admin token\n");
         }
@@ -92,6 +97,11 @@ impl Admin {
             Err(reason) => plain(StatusCode::UNPROCESSABLE_ENTITY, &format!("{reason}\n")),
         }
     }
+}
+
+/// Sent by a page in a browser, which may be anyone's: loopback is no border to it.
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 fn in_force(shared: &Shared) -> Response<Body> {

@@ -4,6 +4,8 @@
 //! twice, or in other capitals, is an error, since an upstream might read the other one).
 
 use crate::bounds::CHOICES_MAX;
+use crate::bounds::JSON_DEPTH_MAX;
+use crate::bounds::JSON_NAMES_MAX;
 use crate::bounds::OUTPUT_MAX;
 use std::fmt;
 
@@ -83,15 +85,17 @@ impl Ask {
         Ask { output_max: Some(0), ..Ask::default() }
     }
 
-    /// Of a JSON object. Nesting deeper than the parser's 128 levels is an error.
+    /// Of a JSON object.
     ///
     /// # Errors
     /// What is wrong with which field, for the client.
     pub fn parse(bytes: &[u8]) -> Result<Ask, String> {
-        let body: Body = serde_json::from_slice(bytes)
-            .map_err(|error| format!("the body is not acceptable JSON: {error}"))?;
-        let Plain = serde_json::from_slice(bytes)
-            .map_err(|error| format!("the body is not acceptable JSON: {error}"))?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| format!("the body is not UTF-8 at byte {}", error.valid_up_to()))?;
+        check_shape(text)?;
+        let unacceptable = |error| format!("the body is not acceptable JSON: {error}");
+        let body: Body = serde_json::from_str(text).map_err(unacceptable)?;
+        let Plain = serde_json::from_str(text).map_err(unacceptable)?;
         let model = match body.model {
             None | Some(Value::Null) => None,
             Some(Value::String(model)) => Some(model),
@@ -111,6 +115,31 @@ impl Ask {
         let options_free = !body.stream_options;
         Ok(Ask { model, input_tokens: tokens(text), output_max, images: choices, streamed, options_free })
     }
+}
+
+/// Bounds what nobody here looks into: fields that are passed over are parsed by the upstream.
+fn check_shape(text: &str) -> Result<(), String> {
+    let (mut depth, mut names) = (0_usize, 0_usize);
+    let (mut quoted, mut escaped) = (false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b':' => names += 1,
+            _ => {}
+        }
+        if depth > JSON_DEPTH_MAX {
+            return Err(format!("the body is nested deeper than {JSON_DEPTH_MAX} levels"));
+        }
+        if names > JSON_NAMES_MAX {
+            return Err(format!("the body has more than {JSON_NAMES_MAX} fields"));
+        }
+    }
+    Ok(())
 }
 
 /// The body with `stream_options.include_usage` in front, everything else byte for byte.
@@ -291,24 +320,41 @@ mod tests {
     }
 
     #[test]
-    fn h05_absurd_bounds_are_refused() {
+    fn h05_absurd_bounds_are_refused_and_the_largest_counts() {
         for bad in ["-1", "2147483648", "9223372036854775808", "1e18", "\"5\"", "1.5", "[]"] {
-            for field in ["max_tokens", "max_completion_tokens", "max_output_tokens", "n"] {
+            for field in ["max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"] {
                 let error = Ask::parse(format!("{{\"{field}\":{bad}}}").as_bytes()).unwrap_err();
                 assert!(error.contains(field), "{error}");
             }
         }
         assert_eq!(Ask::parse(br#"{"max_tokens":null}"#).unwrap().output_max, None);
         assert_eq!(Ask::parse(br#"{"max_tokens":0}"#).unwrap().output_max, Some(0));
+        // The largest of all spellings, times the larger count of choices.
+        let most = format!(
+            r#"{{"max_tokens":1,"max_completion_tokens":{OUTPUT_MAX},"max_output_tokens":0,"n":2,"best_of":{CHOICES_MAX}}}"#
+        );
+        assert_eq!(Ask::parse(most.as_bytes()).unwrap().output_max, Some(OUTPUT_MAX * CHOICES_MAX));
     }
 
     #[test]
     fn h12_depth_doubles_and_other_shapes_are_refused() {
-        let deep = format!("{{\"messages\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        for bad in [deep.as_str(), r#"{"model":"a","model":"b"}"#, r#"{"model":1}"#, "[]", "", "\u{0}"] {
+        let deep = |field: &str, levels: usize| {
+            format!("{{\"{field}\":{}1{}}}", "[{\"a\":".repeat(levels), "}]".repeat(levels))
+        };
+        let objects = format!("{}1{}", "{\"a\":".repeat(65), "}".repeat(65));
+        let many: Vec<String> = (0..100_001).map(|at| format!("\"{at}\":0")).collect();
+        let many = format!("{{{}}}", many.join(","));
+        Ask::parse(deep("x", 31).as_bytes()).unwrap();
+        Ask::parse(format!("{{\"prompt\":\"{}\\\"{{\"}}", "[{:".repeat(50_000)).as_bytes()).unwrap();
+        for bad in [&deep("messages", 50_000), &deep("x", 50_000), &deep("x", 32), &objects, &many] {
+            assert!(Ask::parse(bad.as_bytes()).is_err(), "{bad:.80}");
+        }
+        for bad in [r#"{"model":"a","model":"b"}"#, r#"{"model":1}"#, "[]", "", "\u{0}"] {
             assert!(Ask::parse(bad.as_bytes()).is_err());
         }
-        assert!(Ask::parse(b"{\"model\":\"\xff\"}").is_err());
+        for bad in [&b"{\"model\":\"\xff\"}"[..], b"{\"x\":\"\xff\"}", b"{\"x\":\"\xc0\xaf\"}"] {
+            assert!(Ask::parse(bad).unwrap_err().contains("UTF-8"));
+        }
     }
 
     #[test]

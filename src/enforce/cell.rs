@@ -3,6 +3,7 @@
 //! The lock is held for one pure call and never across an await or a system call.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
@@ -44,18 +45,26 @@ impl Cell {
     /// # Errors
     /// As [`Limiter::offer`]; what is held stays in force.
     pub fn offer(&self, table: LimitTable) -> Result<Offer, TableError> {
+        self.offer_aged(table, Duration::ZERO)
+    }
+
+    /// For a table that was last renewed `age` ago.
+    ///
+    /// # Errors
+    /// As [`Limiter::offer`]; what is held stays in force.
+    pub fn offer_aged(&self, table: LimitTable, age: Duration) -> Result<Offer, TableError> {
         self.with(|limiter, now| {
-            let offer = limiter.offer(table, now)?;
+            let offer = limiter.offer(table, now - age)?;
             self.held.store(limiter.held().cloned().map(Arc::new));
             Ok(offer)
         })
     }
 
     /// # Errors
-    /// As [`Limiter::restore`].
-    pub fn restore(&self, table: LimitTable) -> Result<(), TableError> {
+    /// As [`Limiter::restore_aged`].
+    pub fn restore(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
         self.with(|limiter, now| {
-            limiter.restore(table, now)?;
+            limiter.restore_aged(table, age, now)?;
             self.held.store(limiter.held().cloned().map(Arc::new));
             Ok(())
         })

@@ -24,6 +24,7 @@ use arc_swap::ArcSwap;
 use serde::Deserialize;
 
 use crate::bounds::CAPS_ANSWER_WAIT;
+use crate::bounds::CAPS_ANSWERS_BYTES;
 use crate::bounds::CAPS_BODIES_BYTES;
 use crate::bounds::CAPS_BODY_BYTES;
 use crate::bounds::CAPS_BODY_WAIT;
@@ -119,6 +120,8 @@ pub struct Caps {
     pub body_bytes: usize,
     /// All bodies in memory together.
     pub bodies_bytes: usize,
+    /// All that is kept of answers to look into them, together.
+    pub answers_bytes: usize,
     pub connections: usize,
     pub keys: usize,
     pub connect_seconds: u64,
@@ -278,6 +281,7 @@ impl Default for Caps {
         Caps {
             body_bytes: CAPS_BODY_BYTES,
             bodies_bytes: CAPS_BODIES_BYTES,
+            answers_bytes: CAPS_ANSWERS_BYTES,
             connections: CAPS_CONNECTIONS,
             keys: CAPS_KEYS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),

@@ -39,8 +39,15 @@ pub async fn follow_table(shared: Arc<Shared>, path: PathBuf, every: Duration) {
         follower = returned;
         let problem = match table {
             None => continue,
-            Some(Ok(table)) => shared.offer(table).await.err().map(|error| error.to_string()),
-            Some(Err(error)) => Some(error.to_string()),
+            Some(Ok(found)) => {
+                shared.offer(found.table, found.age).await.err().map(|error| error.to_string())
+            }
+            Some(Err(error)) => {
+                if let FollowError::Table { stamp, error, .. } = &error {
+                    shared.refuse(*stamp, &error.to_string());
+                }
+                Some(error.to_string())
+            }
         };
         if let Some(reason) = problem {
             shared.count.table_errors();

@@ -1,15 +1,16 @@
-//! Tables in files: following one that a controller publishes, and keeping the last one applied.
+//! Follows a file, of tables or of anything else.
 //!
 //! A publisher renames a complete file into place; a file that is torn or worse is reported and
 //! whatever is in force stays.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use crate::bounds::FILE_SKEW_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
-use crate::wire::{LimitTable, TableError};
+use crate::wire::{LimitTable, Stamp, TableError};
 
 /// Follows one file. Looks at its size, time and identity, and reads it when one differs.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Follower {
     path: PathBuf,
     bytes_max: usize,
     seen: Option<Signature>,
+    /// There was a file to read, so that a change is one that happened just now.
+    found: bool,
     /// What is there could not be read the last time.
     failed: bool,
 }
@@ -37,13 +40,15 @@ pub enum FollowError {
     #[error("{path} holds {bytes} bytes, allowed are {bytes_max}")]
     TooLarge { path: PathBuf, bytes: u64, bytes_max: usize },
     #[error("{path}: {error}")]
-    Table { path: PathBuf, error: TableError },
+    Table { path: PathBuf, error: TableError, stamp: Option<Stamp> },
 }
 
-/// Where a node keeps the last table it applied.
-#[derive(Clone, Debug)]
-pub struct Store {
-    dir: PathBuf,
+/// A table from a file.
+#[derive(Debug)]
+pub struct Found {
+    pub table: LimitTable,
+    /// Since its last renewal, for [`crate::enforce::Cell::offer_aged`].
+    pub age: Duration,
 }
 
 // === impl Follower ===
@@ -55,7 +60,7 @@ impl Follower {
 
     /// Of any file, not only tables.
     pub fn bounded(path: impl Into<PathBuf>, bytes_max: usize) -> Follower {
-        Follower { path: path.into(), bytes_max, seen: None, failed: false }
+        Follower { path: path.into(), bytes_max, seen: None, found: false, failed: false }
     }
 
     /// The contents when they changed since the last call; `None` when they did not.
@@ -100,14 +105,18 @@ impl Follower {
         }
     }
 
-    /// A new table, when there is one.
-    pub fn poll(&mut self) -> Option<Result<LimitTable, FollowError>> {
+    /// A new table, when there is one. The first one is as old as its file: whoever starts must not
+    /// take what was published last week for fresh. Later ones were published since the last look,
+    /// whatever the wall clock has done meanwhile.
+    pub fn poll(&mut self) -> Option<Result<Found, FollowError>> {
         let bytes = match self.changed()? {
             Ok(bytes) => bytes,
             Err(error) => return Some(Err(error)),
         };
-        let table = LimitTable::decode(&bytes);
-        Some(table.map_err(|error| FollowError::Table { path: self.path.clone(), error }))
+        let first = !std::mem::replace(&mut self.found, true);
+        let modified = self.seen.and_then(|signature| signature.modified);
+        let age = if first { modified.map_or(Duration::MAX, age) } else { Duration::ZERO };
+        Some(decode(&self.path, &bytes).map(|table| Found { table, age }))
     }
 
     /// Reads the file again at the next call, changed or not.
@@ -130,54 +139,24 @@ impl Signature {
     }
 }
 
-// === impl Store ===
-
-impl Store {
-    /// # Errors
-    /// The directory cannot be made.
-    pub fn open(dir: impl Into<PathBuf>) -> io::Result<Store> {
-        let dir = dir.into();
-        fs::create_dir_all(&dir)?;
-        Ok(Store { dir })
-    }
-
-    pub fn path(&self) -> PathBuf {
-        self.dir.join("table.json")
-    }
-
-    /// Durable when it returns: the file, then its name, then the directory.
-    ///
-    /// # Errors
-    /// Any step failed; the former table is still there.
-    pub fn save(&self, table: &LimitTable) -> io::Result<()> {
-        let bytes = table.encode().map_err(io::Error::other)?;
-        let temporary = self.dir.join(format!("table.json.{}.tmp", std::process::id()));
-        let mut file = File::create(&temporary)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.path())?;
-        File::open(&self.dir)?.sync_all()
-    }
-
-    /// The table of a former life; `None` when there never was one.
-    ///
-    /// # Errors
-    /// There is a file, but no table in it.
-    pub fn load(&self) -> Result<Option<LimitTable>, FollowError> {
-        let path = self.path();
-        match read_bounded(&path, TABLE_BYTES_MAX) {
-            Ok(bytes) => match LimitTable::decode(&bytes) {
-                Ok(table) => Ok(Some(table)),
-                Err(error) => Err(FollowError::Table { path, error }),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FollowError::Read { path, error }),
-        }
+/// How long ago a file was written. One from the future has no age that can be told: it counts as
+/// older than anything.
+pub(crate) fn age(modified: SystemTime) -> Duration {
+    match modified.elapsed() {
+        Ok(age) => age,
+        Err(ahead) if ahead.duration() <= FILE_SKEW_MAX => Duration::ZERO,
+        Err(_) => Duration::MAX,
     }
 }
 
+pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<LimitTable, FollowError> {
+    let refused =
+        |error| FollowError::Table { path: path.to_owned(), error, stamp: LimitTable::stamp_of(bytes) };
+    LimitTable::decode(bytes).map_err(refused)
+}
+
 /// One byte more than allowed is read, so that a file growing meanwhile is refused by the decoder.
-fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -186,6 +165,37 @@ fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn f02_the_first_look_tells_a_files_age_and_a_later_change_is_fresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table.json");
+        let good = r#"{"schema":1,"epoch":1,"version":1,"tick":1,"policy":"0","interval_ms":2000,
+            "valid_for_ms":20000,"pools":{"p":{"unit":"requests","output_cost_milli":0,"budget":600,
+            "waiting_work":9,"in_flight":9,"degraded":false,"shares":{},"unlisted_share":0}},
+            "rows":[{"model":"m","tier":"t","pool":"p","yields":{"waiting":0,"in_flight":0},"limits":{
+            "requests_per_minute":{"tier_limit":600,"key_limit":60,"safe":60,"ceiling":900}}}]}"#;
+        let week = Duration::from_secs(7 * 86_400);
+        let mut follower = Follower::new(&path);
+        assert!(follower.poll().unwrap().is_err(), "absent");
+        let write = |text: &str, back: Duration| {
+            let mut file = File::create(&path).unwrap();
+            io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+            let now = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(now - back).unwrap();
+            now
+        };
+        // As old as it is, also where its disk was mounted after the start.
+        write(good, week);
+        assert!(follower.poll().unwrap().unwrap().age >= week);
+        assert!(follower.poll().is_none());
+        // Published while we looked; the wall clock may jump meanwhile.
+        write(&good.replace("\"tick\":1", "\"tick\":2"), week * 2);
+        assert_eq!(follower.poll().unwrap().unwrap().age, Duration::ZERO);
+        let now = write(good, Duration::ZERO);
+        assert!(age(now + Duration::from_secs(1)) <= FILE_SKEW_MAX);
+        assert_eq!(age(now + week), Duration::MAX, "from the future");
+    }
 
     #[test]
     fn a_file_whose_read_failed_is_read_again_and_the_failure_is_said_once() {

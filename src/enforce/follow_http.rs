@@ -1,21 +1,38 @@
 //! Follows a controller: a long poll whose answer is the next table.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, IF_NONE_MATCH};
 use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
 
-use crate::bounds::FOLLOW_BACKOFF_MAX;
-use crate::bounds::FOLLOW_BACKOFF_MIN;
+use crate::bounds::FOLLOW_BODY_WAIT;
+use crate::bounds::FOLLOW_HEAD_WAIT;
 use crate::bounds::FOLLOW_PAUSE_MIN;
-use crate::bounds::FOLLOW_WAIT_MAX;
+use crate::bounds::FOLLOW_PROGRESS_WAIT;
+use crate::bounds::FOLLOW_RECONNECT_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::enforce::client::{HttpClient, jitter, join, read_body};
 use crate::enforce::config::Secret;
 use crate::enforce::shared::Shared;
-use crate::wire::{LimitTable, Stamp};
+use crate::wire::{LimitTable, Nack, Stamp, TableError};
+
+/// One node's view of its controller.
+struct Controller {
+    client: HttpClient,
+    url: Uri,
+    token: Option<Secret>,
+    /// Not the table from disk: the controller shall say what is current.
+    known: Option<Stamp>,
+}
+
+/// Why there is no table.
+enum Problem {
+    Away(String),
+    Refused(Nack),
+}
 
 /// Runs until dropped.
 pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token: Option<Secret>) {
@@ -26,66 +43,69 @@ pub async fn follow(shared: Arc<Shared>, client: HttpClient, base: String, token
             return;
         }
     };
-    let mut backoff = FOLLOW_BACKOFF_MIN;
-    // Not the one from disk: the controller shall say what is current.
-    let mut known: Option<Stamp> = None;
+    let mut controller = Controller { client, url, token, known: None };
     loop {
         let asked = tokio::time::Instant::now();
-        let answer = tokio::time::timeout(FOLLOW_WAIT_MAX, ask(&client, &url, token.as_ref(), known)).await;
-        let problem = match answer {
-            Ok(Ok(Some(table))) => {
-                let stamp = table.stamp;
-                match shared.offer(table).await {
-                    Ok(()) => {
-                        known = Some(stamp);
-                        None
-                    }
-                    Err(error) => Some(error.to_string()),
+        let reason = match controller.ask().await {
+            Ok(Some(table)) => match shared.offer(table, Duration::ZERO).await {
+                Ok(()) => {
+                    controller.known = shared.cell.held().map(|held| held.stamp());
+                    None
                 }
+                Err(error) => Some(error.to_string()),
+            },
+            Ok(None) => None,
+            Err(Problem::Away(reason)) => Some(reason),
+            Err(Problem::Refused(nack)) => {
+                shared.refuse(nack.stamp, &nack.reason);
+                Some(nack.reason)
             }
-            Ok(Ok(None)) => None,
-            Ok(Err(reason)) => Some(reason),
-            Err(_) => Some(format!("no answer within {} s", FOLLOW_WAIT_MAX.as_secs())),
         };
-        match problem {
-            None => {
-                backoff = FOLLOW_BACKOFF_MIN;
-                if asked.elapsed() < FOLLOW_PAUSE_MIN {
-                    tokio::time::sleep(FOLLOW_PAUSE_MIN).await;
-                }
-            }
+        match reason {
+            None if asked.elapsed() < FOLLOW_PAUSE_MIN => tokio::time::sleep(FOLLOW_PAUSE_MIN).await,
+            None => {}
             Some(reason) => {
                 shared.count.table_errors();
                 tracing::warn!(controller = %base, %reason, "no table; the last one stays in force");
-                tokio::time::sleep(FOLLOW_BACKOFF_MIN + backoff.mul_f64(jitter())).await;
-                backoff = (backoff * 2).min(FOLLOW_BACKOFF_MAX - FOLLOW_BACKOFF_MIN);
+                // Thousands of nodes lose their controller in the same moment.
+                tokio::time::sleep(FOLLOW_RECONNECT_MAX.mul_f64(jitter())).await;
             }
         }
     }
 }
 
-async fn ask(
-    client: &HttpClient,
-    url: &Uri,
-    token: Option<&Secret>,
-    known: Option<Stamp>,
-) -> Result<Option<LimitTable>, String> {
-    let mut request = Request::get(url.clone());
-    if let Some(Stamp { epoch, version, tick }) = known {
-        request = request.header(IF_NONE_MATCH, format!("\"{epoch}.{version}.{tick}\""));
+// === impl Controller ===
+
+impl Controller {
+    /// The next table; none when the known one is still current.
+    async fn ask(&self) -> Result<Option<LimitTable>, Problem> {
+        let Some(bytes) = self.exchange().await.map_err(Problem::Away)? else { return Ok(None) };
+        let refused = |error: TableError| Nack::new(LimitTable::stamp_of(&bytes), &error.to_string());
+        LimitTable::decode(&bytes).map(Some).map_err(|error| Problem::Refused(refused(error)))
     }
-    if let Some(bearer) = token.and_then(Secret::bearer) {
-        request = request.header(AUTHORIZATION, bearer);
-    }
-    let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
-    let answer = client.request(request).await.map_err(|error| chain(&error))?;
-    match answer.status() {
-        StatusCode::OK => {
-            let body = read_body(answer.into_body(), TABLE_BYTES_MAX).await?;
-            LimitTable::decode(&body).map(Some).map_err(|error| error.to_string())
+
+    async fn exchange(&self) -> Result<Option<Bytes>, String> {
+        let mut request = Request::get(self.url.clone());
+        if let Some(Stamp { epoch, version, tick }) = self.known {
+            request = request.header(IF_NONE_MATCH, format!("\"{epoch}.{version}.{tick}\""));
         }
-        StatusCode::NOT_MODIFIED => Ok(None),
-        status => Err(format!("the controller answers {status}")),
+        if let Some(bearer) = self.token.as_ref().and_then(Secret::bearer) {
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(Bytes::new())).map_err(|error| error.to_string())?;
+        let answer = match tokio::time::timeout(FOLLOW_HEAD_WAIT, self.client.request(request)).await {
+            Ok(answer) => answer.map_err(|error| chain(&error))?,
+            Err(_) => return Err(format!("no answer within {} s", FOLLOW_HEAD_WAIT.as_secs())),
+        };
+        match answer.status() {
+            StatusCode::OK => {
+                read_body(answer.into_body(), TABLE_BYTES_MAX, FOLLOW_PROGRESS_WAIT, FOLLOW_BODY_WAIT)
+                    .await
+                    .map(Some)
+            }
+            StatusCode::NOT_MODIFIED => Ok(None),
+            status => Err(format!("the controller answers {status}")),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::bounds::FRAMING_VALUE_BYTES_MAX;
 const CONTENT_LENGTH: &[u8] = b"content-length";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 /// As long as the longer of the two names, and one more to tell it from longer ones.
-const NAME_BYTES_MAX: usize = TRANSFER_ENCODING.len() + 1;
+const NAME_BYTES: usize = TRANSFER_ENCODING.len() + 1;
 
 /// A reader of one connection's requests.
 #[derive(Debug, Default)]
@@ -113,7 +113,7 @@ impl Framing {
                     self.name.clear();
                     self.value.clear();
                 }
-                if self.name.len() < NAME_BYTES_MAX {
+                if self.name.len() < NAME_BYTES {
                     self.name.push(byte.to_ascii_lowercase());
                 }
                 Some(At::Name)

@@ -1,6 +1,6 @@
 //! One request through the node: who asks, for what, whether now, and where to.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,7 +22,10 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::meter::Meter;
+use crate::enforce::room::Room;
+use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
+use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
 use crate::enforce::ticket::{Refusal, RefusalReason, Settlement, Verdict};
 use crate::enforce::upstream::{Outstanding, Routing, Upstream};
@@ -36,6 +39,9 @@ pub struct Gate {
     pub caps: Caps,
     /// Room for the bodies of all requests together, see [`intake`].
     pub bodies: Semaphore,
+    /// Room for the answers that are looked into for usage, all together.
+    pub answers: Arc<Room>,
+    pub strangers: Mutex<Strangers>,
 }
 
 /// Where OpenAI's clients ask which models there are.
@@ -62,7 +68,8 @@ impl Gate {
         let Some(holder) = self.keyring.load().identify(request.headers()).cloned() else {
             self.shared.count.unauthorized();
             let response = answer::unauthorized();
-            let through = !unread || intake::discard(request.into_body()).await;
+            let through =
+                self.puts_up_with(&request) && (!unread || intake::discard(request.into_body()).await);
             return if through { response } else { closing(response) };
         };
         // An asterisk or nothing would end up in the authority of the upstream's URL.
@@ -90,6 +97,13 @@ impl Gate {
             }
         };
         self.decide(Request::from_parts(parts, body), &ask, &holder).await
+    }
+
+    /// Whether the source of a request without a valid key may keep its connection.
+    fn puts_up_with(&self, request: &Request<Incoming>) -> bool {
+        let Some(Source(source)) = request.extensions().get().copied() else { return false };
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.attempt(source, self.shared.cell.now())
     }
 
     async fn decide(&self, request: Request<Bytes>, ask: &Ask, holder: &Holder) -> Response<Body> {
@@ -186,7 +200,7 @@ impl Gate {
         remove_prefixed(&mut parts.headers, "x-ratelimit-");
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let encoded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
-        let meter = Meter::new(content_type, encoded, asked_usage);
+        let meter = Meter::new(content_type, encoded, asked_usage, self.answers.part());
         if asked_usage && meter.is_events() {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
@@ -260,18 +274,18 @@ fn climbs(path: &str) -> bool {
 }
 
 /// Only JSON is looked into; other bodies get their model from the route. What looks like an
-/// object is tried whatever it is called: `curl -d` calls everything a form.
+/// object is one whatever it is called: `curl -d` calls everything a form.
 fn understand(parts: &http::request::Parts, body: &Bytes) -> Result<Ask, String> {
     if parts.method.is_safe() && body.is_empty() {
         return Ok(Ask::reading());
     }
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let json = content_type.is_none_or(|kind| kind.to_ascii_lowercase().contains("json"));
-    if json && !body.is_empty() {
+    let object = body.trim_ascii_start().starts_with(b"{");
+    if object || json && !body.is_empty() {
         return Ask::parse(body);
     }
-    let object = body.trim_ascii_start().starts_with(b"{");
-    Ok(object.then(|| Ask::parse(body).ok()).flatten().unwrap_or_else(|| Ask::opaque(body.len())))
+    Ok(Ask::opaque(body.len()))
 }
 
 /// Adds the option that makes OpenAI-compatible streams report usage, where it is known to be

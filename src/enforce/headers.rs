@@ -17,6 +17,20 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// What proxies say about clients, and what this one says itself: from a client it is a claim.
+const CLAIMS: [&str; 9] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "forwarded",
+    "true-client-ip",
+    "x-account",
+    "x-client-ip",
+    "x-real-ip",
+    "x-tenant",
+    "x-tier",
+];
+const CLAIMING: [&str; 4] = ["x-envoy", "x-forwarded", "x-ratelimit", "x-tidegate"];
+
 /// What an upstream may see of the client's headers.
 pub fn prepare(headers: &mut HeaderMap, upstream: &Upstream) {
     strip(headers);
@@ -25,12 +39,10 @@ pub fn prepare(headers: &mut HeaderMap, upstream: &Upstream) {
         headers.remove("x-api-key");
     }
     let framing = [header::HOST, header::CONTENT_LENGTH, header::EXPECT, header::ACCEPT_ENCODING];
-    for name in framing.iter().map(HeaderName::as_str).chain(["x-tier", "x-real-ip", "forwarded"]) {
+    for name in &framing {
         headers.remove(name);
     }
-    remove_prefixed(headers, "x-ratelimit-");
-    remove_prefixed(headers, "x-envoy-");
-    remove_prefixed(headers, "x-forwarded-");
+    remove_where(headers, claims);
     if let Some(credential) = &upstream.credential {
         headers.insert(header::AUTHORIZATION, credential.clone());
     }
@@ -51,8 +63,18 @@ pub fn strip(headers: &mut HeaderMap) {
 }
 
 pub fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
-    let names: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect();
+    remove_where(headers, |name| name.starts_with(prefix));
+}
+
+/// Some servers take an underscore for a dash.
+fn claims(name: &str) -> bool {
+    let plain = name.replace('_', "-");
+    let disguised = plain == "x-api-key" && name != plain;
+    disguised || CLAIMS.contains(&plain.as_str()) || CLAIMING.iter().any(|prefix| plain.starts_with(prefix))
+}
+
+fn remove_where(headers: &mut HeaderMap, matches: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| matches(name.as_str())).cloned().collect();
     for name in names {
         headers.remove(name);
     }

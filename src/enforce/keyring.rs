@@ -84,6 +84,10 @@ impl Keyring {
         self.holders.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.holders.is_empty()
+    }
+
     /// The one holder of the one credential in the headers.
     pub fn identify(&self, headers: &HeaderMap) -> Option<&Holder> {
         let mut bearer = headers.get_all(AUTHORIZATION).iter();

@@ -6,6 +6,7 @@
 use crate::bounds::ANSWER_JSON_BYTES_MAX;
 use crate::bounds::STREAM_LINE_BYTES_MAX;
 use crate::bounds::USAGE_TOKENS_MAX;
+use crate::enforce::room::Part;
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ pub struct Meter {
     events: u64,
     /// The stream said that it is over, whatever its connection does.
     over: bool,
+    /// For what is kept of the body.
+    part: Part,
 }
 
 #[derive(Debug)]
@@ -80,7 +83,7 @@ struct Details {
 
 impl Meter {
     /// For a response of this content type. What is encoded cannot be read, nor counted.
-    pub fn new(content_type: Option<&str>, encoded: bool, hide_usage: bool) -> Meter {
+    pub fn new(content_type: Option<&str>, encoded: bool, hide_usage: bool, part: Part) -> Meter {
         let kind =
             content_type.filter(|_| !encoded).map(|value| value.split(';').next().unwrap_or(value).trim());
         let kind = match kind {
@@ -92,34 +95,36 @@ impl Meter {
             }
             _ => Kind::Opaque,
         };
-        Meter { kind, usage: Usage::default(), events: 0, over: false }
+        Meter { kind, usage: Usage::default(), events: 0, over: false, part }
     }
 
     /// Looks at a piece of the body; what comes back goes to the client.
     pub fn feed(&mut self, piece: Bytes) -> Bytes {
-        let Meter { kind, usage, events, over } = self;
+        let Meter { kind, usage, events, over, part } = self;
         match kind {
             Kind::Opaque => piece,
             Kind::Json { body, whole } => {
-                *whole = *whole && body.len() + piece.len() <= ANSWER_JSON_BYTES_MAX;
+                let bytes = body.len() + piece.len();
+                *whole = *whole && bytes <= ANSWER_JSON_BYTES_MAX && part.resize(bytes);
                 if *whole {
                     body.extend_from_slice(&piece);
                 } else {
                     *body = Vec::new();
+                    part.resize(0);
                 }
                 piece
             }
             Kind::Events { line, skipping, hide, swallow } => {
                 let mut out = Vec::new();
-                for part in piece.split_inclusive(|byte| *byte == b'\n') {
+                for some in piece.split_inclusive(|byte| *byte == b'\n') {
                     if *skipping {
-                        out.extend_from_slice(part);
-                        *skipping = !part.ends_with(b"\n");
+                        out.extend_from_slice(some);
+                        *skipping = !some.ends_with(b"\n");
                         continue;
                     }
-                    line.extend_from_slice(part);
+                    line.extend_from_slice(some);
                     if !line.ends_with(b"\n") {
-                        if line.len() > STREAM_LINE_BYTES_MAX {
+                        if line.len() > STREAM_LINE_BYTES_MAX || !part.resize(line.len()) {
                             *skipping = true;
                             out.append(line);
                         }
@@ -135,6 +140,11 @@ impl Meter {
                         out.extend_from_slice(line);
                     }
                     line.clear();
+                }
+                if line.is_empty() {
+                    // One long line is no reason to hold on to its memory.
+                    *line = Vec::new();
+                    part.resize(0);
                 }
                 // Only a filtered stream waits for the end of a line.
                 if *hide { out.into() } else { piece }
@@ -245,6 +255,8 @@ impl Usage {
 
 #[cfg(test)]
 mod tests {
+    use crate::enforce::room::Room;
+
     use super::*;
 
     const STREAM: &str = concat!(
@@ -257,7 +269,8 @@ mod tests {
     );
 
     fn run(hide: bool, size: usize) -> (String, Meter) {
-        let mut meter = Meter::new(Some("text/event-stream; charset=utf-8"), false, hide);
+        let mut meter =
+            Meter::new(Some("text/event-stream; charset=utf-8"), false, hide, Room::new(1 << 24).part());
         let mut out = Vec::new();
         for piece in STREAM.as_bytes().chunks(size) {
             out.extend_from_slice(&meter.feed(Bytes::copy_from_slice(piece)));
@@ -290,7 +303,7 @@ mod tests {
 
     #[test]
     fn anthropic_usage_comes_in_two_events() {
-        let mut meter = Meter::new(Some("text/event-stream"), false, false);
+        let mut meter = Meter::new(Some("text/event-stream"), false, false, Room::new(1 << 24).part());
         for event in [
             "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":7,\"output_tokens\":1}}}\n\n",
             "data: {\"delta\":{\"text\":\"x\"}}\n\n",
@@ -303,7 +316,7 @@ mod tests {
 
     #[test]
     fn usage_of_the_responses_api_and_of_servers_that_write_both_vocabularies() {
-        let mut meter = Meter::new(Some("text/event-stream"), false, false);
+        let mut meter = Meter::new(Some("text/event-stream"), false, false, Room::new(1 << 24).part());
         for event in [
             "data: {\"type\":\"response.created\",\"response\":{\"usage\":null}}\n\n",
             "data: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n",
@@ -314,7 +327,7 @@ mod tests {
         }
         assert_eq!(meter.usage(), Usage { input: Some(7), output: Some(30) });
         assert_eq!(meter.events, 1);
-        let mut both = Meter::new(Some("application/json"), false, false);
+        let mut both = Meter::new(Some("application/json"), false, false, Room::new(1 << 24).part());
         both.feed(Bytes::from_static(
             b"{\"usage\":{\"prompt_tokens\":3,\"input_tokens\":3,\"completion_tokens\":4,\"output_tokens\":4}}",
         ));
@@ -326,7 +339,7 @@ mod tests {
     fn a_stream_is_over_at_its_last_event_and_not_before() {
         let (_, meter) = run(false, 1_000);
         assert!(meter.is_over());
-        let mut meter = Meter::new(Some("text/event-stream"), false, false);
+        let mut meter = Meter::new(Some("text/event-stream"), false, false, Room::new(1 << 24).part());
         meter.feed(Bytes::from_static(b"data: {\"choices\":[{}]}\n\ndata: [DON"));
         assert!(!meter.is_over());
         meter.feed(Bytes::from_static(b"E]\r\n"));
@@ -335,17 +348,39 @@ mod tests {
 
     #[test]
     fn json_bodies_absurd_numbers_and_endless_lines() {
-        let mut meter = Meter::new(Some("application/json"), false, false);
+        let mut meter = Meter::new(Some("application/json"), false, false, Room::new(1 << 24).part());
         meter.feed(Bytes::from_static(b"{\"choices\":[{}],\"usage\":{\"prompt_tokens\":3,"));
         meter.feed(Bytes::from_static(b"\"completion_tokens\":18446744073709551615}}"));
         meter.finish();
         assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(USAGE_TOKENS_MAX) });
-        let mut endless = Meter::new(Some("text/event-stream"), false, true);
+        let mut endless = Meter::new(Some("text/event-stream"), false, true, Room::new(1 << 24).part());
         let mut passed = 0;
         for _ in 0..100 {
             passed += endless.feed(Bytes::from(vec![b'x'; 10_000])).len();
         }
         passed += endless.finish().len();
         assert_eq!(passed, 1_000_000);
+    }
+
+    #[test]
+    fn h12_answers_that_find_no_room_pass_unread_and_give_theirs_back() {
+        let room = Room::new(1_000);
+        let json = || Meter::new(Some("application/json"), false, false, room.part());
+        let (mut large, mut small) = (json(), json());
+        let usage = Bytes::from_static(b"{\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}");
+        assert_eq!(large.feed(Bytes::from(vec![b' '; 990])).len(), 990);
+        assert_eq!(small.feed(usage.clone()), usage, "passed on all the same");
+        small.finish();
+        assert_eq!(small.usage(), Usage::default());
+        large.feed(Bytes::from(vec![b' '; 990]));
+        let mut next = json();
+        next.feed(usage.clone());
+        next.finish();
+        assert_eq!(next.usage(), Usage { input: Some(3), output: Some(4) });
+        let mut stream = Meter::new(Some("text/event-stream"), false, true, room.part());
+        let endless = Bytes::from(vec![b'x'; 2_000]);
+        assert_eq!(stream.feed(endless.clone()), endless);
+        drop((large, small, next, stream));
+        assert!(room.part().resize(1_000));
     }
 }

@@ -48,6 +48,7 @@ counts! {
     tables_renewed: "Ticks that renewed the table in force.",
     tables_stale: "Tables not newer than the one in force.",
     table_errors: "Tables that did not come, could not be read or were not valid.",
+    tables_refused: "Tables that came and could not be taken; the usage report says why.",
     store_errors: "Tables that could not be kept on disk.",
     report_errors: "Usage reports not delivered.",
     reload_errors: "Key files or configurations that were not taken.",

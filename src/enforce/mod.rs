@@ -10,6 +10,7 @@ pub mod cell;
 pub mod follow;
 mod keys;
 pub mod limiter;
+pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]
@@ -47,9 +48,13 @@ mod patient;
 #[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
+pub mod room;
+#[cfg(feature = "daemon")]
 mod serve;
 #[cfg(feature = "daemon")]
 mod shared;
+#[cfg(feature = "daemon")]
+mod strangers;
 #[cfg(feature = "daemon")]
 mod stream;
 #[cfg(feature = "daemon")]

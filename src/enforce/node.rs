@@ -2,13 +2,17 @@
 //!
 //! [`Node::start`] returns once both listeners are bound, so that a demo or a test can embed it.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -22,9 +26,12 @@ use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_secret, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
 use crate::enforce::keyring::Keyring;
+use crate::enforce::patient::Patient;
 use crate::enforce::report::Reporter;
-use crate::enforce::serve::{Bounds, serve};
+use crate::enforce::room::Room;
+use crate::enforce::serve::{Bounds, http, serve};
 use crate::enforce::shared::{Shared, StateError};
+use crate::enforce::strangers::Strangers;
 use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::metrics::Page;
@@ -85,7 +92,7 @@ impl Node {
         let keyring = read_keys(&config.keys)?;
         let routing = Routing::new(&config.routing).map_err(NodeError::Routing)?;
         let connect = Duration::from_secs(config.caps.connect_seconds.max(1));
-        let http = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
+        let client = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
         let shared = Arc::new(Shared::open(&config)?);
         let (proxy, admin) = (bind("listen", config.listen).await?, bind("admin", config.admin).await?);
         let (proxy_at, admin_at) = (address(&proxy, config.listen), address(&admin, config.admin));
@@ -93,9 +100,11 @@ impl Node {
             shared: Arc::clone(&shared),
             routing: ArcSwap::from_pointee(routing),
             keyring: ArcSwap::from_pointee(keyring),
-            client: http.clone(),
+            client: client.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
+            answers: Room::new(config.caps.answers_bytes),
+            strangers: Mutex::new(Strangers::new()),
         });
         let reload = Reload { keys: config.keys.clone(), config: source };
         let proxied = Bounds::new(&config.caps, config.caps.connections);
@@ -121,11 +130,11 @@ impl Node {
         );
         let reporter = config.controller.as_ref().map(|base| Reporter {
             shared: Arc::clone(&shared),
-            client: http.clone(),
+            client: client.clone(),
             base: base.clone(),
             token: config.controller_token.clone(),
         });
-        let mut followers = follow(config, &gate, http, reporter.clone());
+        let mut followers = follow(config, &gate, client, reporter.clone());
         followers.vital("watchdog", watch(beats, Arc::clone(&shared)));
         tracing::info!(node = %shared.node, proxy = %proxy_at, admin = %admin_at, "node serves");
         Ok(Running { proxy: proxy_at, admin: admin_at, gate, reload, reporter, stop, servers, followers })
@@ -138,6 +147,25 @@ impl Running {
     /// The limiter and its table; for whoever embeds the node.
     pub fn cell(&self) -> Arc<Cell> {
         Arc::clone(&self.gate.shared.cell)
+    }
+
+    /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
+    /// node, and for the fuzzer.
+    pub async fn serve_connection<I>(&self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let gate = Arc::clone(&self.gate);
+        let bounds = Bounds::new(&gate.caps, 1);
+        let service = service_fn(move |request| {
+            let answer = Arc::clone(&gate).handle(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        if let Err(error) =
+            http(bounds.idle).serve_connection(TokioIo::new(Patient::new(io, bounds.patience)), service).await
+        {
+            tracing::debug!(%error, "connection ended");
+        }
     }
 
     /// Reads keys and configuration again; all of it or nothing.
@@ -166,6 +194,13 @@ impl Running {
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // What still holds the node for a moment must not keep the next one from its state.
+        self.gate.shared.release();
     }
 }
 

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::bounds::WRITE_PROGRESS_MIN;
@@ -29,8 +28,8 @@ pub struct Patience {
     pub write: Duration,
 }
 
-pub struct Patient {
-    socket: TcpStream,
+pub struct Patient<S> {
+    socket: S,
     patience: Patience,
     framing: Framing,
     /// What is left to be given of [`BAD`]; nothing is read any more.
@@ -45,8 +44,8 @@ pub struct Patient {
 
 // === impl Patient ===
 
-impl Patient {
-    pub fn new(socket: TcpStream, patience: Patience) -> Patient {
+impl<S> Patient<S> {
+    pub fn new(socket: S, patience: Patience) -> Patient<S> {
         Patient {
             socket,
             patience,
@@ -121,7 +120,7 @@ impl Patient {
     }
 }
 
-impl AsyncRead for Patient {
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -143,7 +142,7 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -178,13 +177,13 @@ impl AsyncWrite for Patient {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(10);
 
-    async fn pair(patience: Patience) -> (TcpStream, Patient) {
+    async fn pair(patience: Patience) -> (TcpStream, Patient<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (client, Patient::new(listener.accept().await.unwrap().0, patience))

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::bounds::ACCEPT_PAUSE_MAX;
+use crate::bounds::ACCEPT_PAUSE_MIN;
 use crate::bounds::HEAD_BYTES_MAX;
 use crate::bounds::HEADERS_MAX;
 use crate::bounds::NODE_DRAIN;
@@ -48,6 +52,10 @@ impl Bounds {
     }
 }
 
+/// Where a request's connection comes from, among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Source(pub IpAddr);
+
 /// Serves until `stop` is true, then drains. Dropping the future cuts every connection.
 pub async fn serve<H, F>(listener: TcpListener, bounds: Bounds, mut stop: watch::Receiver<bool>, handle: H)
 where
@@ -57,6 +65,7 @@ where
     let room = Arc::new(Semaphore::new(bounds.connections));
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
+    let mut failed = 0_u32;
     loop {
         bounds.beat.turned();
         failpoint("accept", "node");
@@ -69,20 +78,30 @@ where
         };
         // Under a flood of connections there is always one more to accept.
         while tasks.try_join_next().is_some() {}
-        let Some((socket, permit)) = accepted else { continue };
+        let (socket, source, permit) = match accepted {
+            Ok(accepted) => accepted,
+            // Out of descriptors, most likely: those who are in live on, and the rest wait their turn.
+            Err(error) => {
+                if failed == 0 {
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                }
+                failed = failed.saturating_add(1);
+                tokio::time::sleep((ACCEPT_PAUSE_MIN * failed).min(ACCEPT_PAUSE_MAX)).await;
+                continue;
+            }
+        };
+        if failed > 0 {
+            tracing::info!(failed, "connections are accepted again");
+            failed = 0;
+        }
         let handle = handle.clone();
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Source(source));
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
-        // the end of the next head; the head's own, shorter time is the socket's business.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(bounds.idle)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .serve_connection(TokioIo::new(Patient::new(socket, bounds.patience)), service);
+        let socket = TokioIo::new(Patient::new(socket, bounds.patience));
+        let connection = http(bounds.idle).serve_connection(socket, service);
         let connection = graceful.watch(connection);
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -97,18 +116,24 @@ where
     }
 }
 
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((socket, _)) => {
-            let _ = socket.set_nodelay(true);
-            Some((socket, permit))
-        }
-        Err(error) => {
-            // Out of descriptors, most likely: pause instead of spinning.
-            tracing::warn!(%error, "cannot accept a connection");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            None
-        }
-    }
+/// How every connection is read, wherever it comes from.
+pub fn http(idle: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Without the timer hyper silently has no such timeout. It runs from the end of an answer to
+    // the end of the next head; the head's own, shorter time is the socket's business.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    http
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let (socket, from) = listener.accept().await?;
+    let _ = socket.set_nodelay(true);
+    Ok((socket, from.ip(), permit))
 }

@@ -3,17 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::task::spawn_blocking;
 
 use crate::enforce::cell::Cell;
 use crate::enforce::client::entropy;
 use crate::enforce::config::NodeConfig;
-use crate::enforce::follow::Store;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
+use crate::enforce::store::{Store, StoreError};
 use crate::unit::{Instant, NodeId, SystemClock};
-use crate::wire::{LimitTable, Offer, TableError, UsageReport};
+use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
 /// be older than the process.
@@ -27,6 +29,8 @@ pub struct Shared {
     started: Instant,
     instance: u64,
     store: Option<Store>,
+    /// The last table offered, while it is not one that was taken.
+    nack: ArcSwapOption<Nack>,
 }
 
 /// Why the state directory cannot be used.
@@ -34,7 +38,7 @@ pub struct Shared {
 #[error("state {path}: {error}")]
 pub struct StateError {
     path: PathBuf,
-    error: io::Error,
+    error: StoreError,
 }
 
 // === impl Shared ===
@@ -50,21 +54,8 @@ impl Shared {
             None => None,
         };
         let count = Counts::default();
-        match store.as_ref().map(Store::load).transpose() {
-            Ok(Some(Some(table))) => {
-                let stamp = table.stamp;
-                match cell.restore(table) {
-                    Ok(()) => {
-                        tracing::info!(?stamp, "serving the last table from disk until a controller answers")
-                    }
-                    Err(error) => tracing::error!(%error, "the table on disk is not used"),
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                count.table_errors();
-                tracing::error!(%error, "the table on disk is not used");
-            }
+        if let Some(store) = &store {
+            restore(&cell, store, &count);
         }
         let started = cell.now();
         Ok(Shared {
@@ -75,33 +66,72 @@ impl Shared {
             // 53 bits: every JSON reader holds it exactly.
             instance: entropy() >> 11,
             store,
+            nack: ArcSwapOption::empty(),
         })
     }
 
     pub fn report(&self) -> UsageReport {
-        self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance))
+        let report = self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance));
+        UsageReport { nack: self.nack.load().as_deref().cloned(), ..report }
     }
 
-    /// Puts a table in force and keeps it on disk.
+    /// Puts a table in force that was last renewed `age` ago, and keeps it on disk.
     ///
     /// # Errors
-    /// The table is not acceptable; the one in force stays.
-    pub async fn offer(&self, table: LimitTable) -> Result<(), TableError> {
-        match self.cell.offer(table)? {
+    /// The table is not acceptable; the one in force stays, and the next report says why.
+    pub async fn offer(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
+        let stamp = table.stamp;
+        let offer = self.cell.offer_aged(table, age);
+        match offer.inspect_err(|error| self.refuse(Some(stamp), &error.to_string()))? {
             Offer::Applied(held) => {
                 self.count.tables_applied();
-                tracing::debug!(stamp = ?held.stamp(), "table in force");
-                if let Some(store) = self.store.clone() {
-                    let saved = spawn_blocking(move || store.save(&held.table)).await;
-                    if let Err(error) = saved.map_err(io::Error::other).flatten() {
-                        self.count.store_errors();
-                        tracing::error!(%error, "the table in force could not be kept on disk");
-                    }
-                }
+                self.nack.store(None);
+                tracing::debug!(?stamp, "table in force");
+                self.keep(move |store| store.save(&held.table)).await;
             }
-            Offer::Renewed(_) => self.count.tables_renewed(),
+            Offer::Renewed(_) => {
+                self.count.tables_renewed();
+                self.nack.store(None);
+                self.keep(|store| store.renew()).await;
+            }
             Offer::Stale => self.count.tables_stale(),
         }
         Ok(())
+    }
+
+    /// Remembers for the next report that a table came and could not be taken.
+    pub fn refuse(&self, stamp: Option<Stamp>, reason: &str) {
+        self.count.tables_refused();
+        self.nack.store(Some(Arc::new(Nack::new(stamp, reason))));
+    }
+
+    /// Lets another process have the state directory.
+    pub fn release(&self) {
+        if let Some(store) = &self.store {
+            store.release();
+        }
+    }
+
+    async fn keep(&self, call: impl FnOnce(&Store) -> io::Result<()> + Send + 'static) {
+        let Some(store) = self.store.clone() else { return };
+        let kept = spawn_blocking(move || call(&store)).await;
+        if let Err(error) = kept.map_err(io::Error::other).flatten() {
+            self.count.store_errors();
+            tracing::error!(%error, "the table in force could not be kept on disk");
+        }
+    }
+}
+
+fn restore(cell: &Cell, store: &Store, count: &Counts) {
+    let kept = store.load();
+    for error in kept.damaged {
+        count.table_errors();
+        tracing::error!(%error, "a table on disk is not used");
+    }
+    let Some(found) = kept.found else { return };
+    let stamp = found.table.stamp;
+    match cell.restore(found.table, found.age) {
+        Ok(()) => tracing::info!(?stamp, "serving the last table from disk until a controller answers"),
+        Err(error) => tracing::error!(%error, "the table on disk is not used"),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::enforce::keys::KeyName;
 use crate::unit::{Dimension, Instant, Limit};
 
 /// SHA-256 of an account's name or of a key: fixed length, nothing a client chose.
@@ -106,8 +107,8 @@ pub struct Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeySlot {
     Own(usize),
-    /// Shared by all keys of a model that found no place.
-    Overflow(usize),
+    /// Shared by all keys of a model that found no place; this is the one that asked.
+    Overflow(KeyName),
 }
 
 /// What a request costs in each rate dimension, and in its pool's unit of work.

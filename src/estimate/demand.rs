@@ -3,6 +3,7 @@
 //! Reports are cumulative and carry the node's own uptime; a rate is the difference of two
 //! reports of one process over the difference of their uptimes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -153,6 +154,36 @@ impl Nodes {
         }
     }
 
+    /// The same with at most so many rows of reports, and how many nodes lost theirs: for a store.
+    /// Such a node's next report counts as a new process's; its share is kept.
+    pub fn at_most(&self, rows_max: usize) -> (Cow<'_, Nodes>, usize) {
+        let rows = |node: &Node| node.last.rows.len();
+        if self.nodes.values().map(rows).sum::<usize>() <= rows_max {
+            return (Cow::Borrowed(self), 0);
+        }
+        // Those with most to say last: their rates are missed most, but one of them fills it all.
+        let mut by_rows: Vec<(&NodeId, &Node)> = self.nodes.iter().collect();
+        by_rows.sort_by_key(|(_, node)| rows(node));
+        let mut left = rows_max;
+        let mut kept =
+            Nodes { nodes: BTreeMap::new(), offered: self.offered.clone(), updated_at: self.updated_at };
+        let mut cut = 0;
+        for (name, node) in by_rows {
+            let node = match left.checked_sub(rows(node)) {
+                Some(rest) => {
+                    left = rest;
+                    node.clone()
+                }
+                None => {
+                    cut += 1;
+                    node.without_rows()
+                }
+            };
+            kept.nodes.insert(name.clone(), node);
+        }
+        (Cow::Owned(kept), cut)
+    }
+
     fn live(&self, now: Instant, interval: f64) -> impl Iterator<Item = &Node> {
         self.nodes.values().filter(move |node| now.seconds_since(node.heard_at) <= HELD_INTERVALS * interval)
     }
@@ -212,6 +243,27 @@ fn significant(requests: u64, errors: u64) -> bool {
 // === impl Node ===
 
 impl Node {
+    fn without_rows(&self) -> Node {
+        let last = UsageReport {
+            schema: self.last.schema,
+            node: self.last.node.clone(),
+            // Of no process: counters without their rows are no base for a rate.
+            instance: 0,
+            uptime_ms: 0,
+            applied: self.last.applied,
+            nack: self.last.nack.clone(),
+            rows: Vec::new(),
+            pools: BTreeMap::new(),
+        };
+        Node {
+            heard_at: self.heard_at,
+            last,
+            rows: Vec::new(),
+            pools: self.pools.clone(),
+            offered: self.offered.clone(),
+        }
+    }
+
     fn heard(
         before: Option<&Node>,
         now: Instant,

@@ -50,6 +50,9 @@ struct Replica {
     /// Readings in a row that said exactly the same while nodes were served.
     #[serde(default)]
     unchanged: u32,
+    /// Since when they say the same: work that shows up later was done since then.
+    #[serde(default)]
+    moved_at: Option<Instant>,
 }
 
 /// How far the pool's readings may be trusted; the staleness ladder.
@@ -77,7 +80,8 @@ pub struct Seen {
     pub running: f64,
     pub waiting: f64,
     pub backlogged: bool,
-    /// The number of ready replicas changed less than two ticks ago: rates mix two fleets.
+    /// Rates mix two fleets, because the number of ready replicas changed less than two ticks ago,
+    /// or are those of few replicas.
     pub unsettled: bool,
     pub loss_confirmed: bool,
     pub latency: Option<f64>,
@@ -168,26 +172,25 @@ impl Fleet {
         let waits = signals.waiting.unwrap_or(0.0) >= 1.0;
         let Some(replica) = self.replicas.get_mut(id) else {
             if self.replicas.len() < REPLICAS_MAX {
-                let replica = Replica { at, signals, up_scrapes: 1, waited_before: waits, unchanged: 0 };
+                let waited_before = waits;
+                let (unchanged, moved_at) = (0, Some(at));
+                let replica = Replica { at, signals, up_scrapes: 1, waited_before, unchanged, moved_at };
                 self.replicas.insert(id.clone(), replica);
             }
             return None;
         };
-        let seconds = at.seconds_since(replica.at);
-        if seconds <= 0.0 {
+        if at <= replica.at {
             // The same sample, seen again.
             return None;
         }
         replica.up_scrapes = replica.up_scrapes.saturating_add(1);
-        if replica.signals != signals || !trust::counts(&signals) {
-            replica.unchanged = 0;
-        } else {
-            replica.unchanged = replica.unchanged.saturating_add(u32::from(due));
-        }
+        let same = replica.signals == signals && trust::counts(&signals);
+        replica.unchanged = if same { replica.unchanged.saturating_add(u32::from(due)) } else { 0 };
         if replica.frozen() {
             // Fresh timestamps on old numbers: it ages as if it were silent.
             return None;
         }
+        let seconds = at.seconds_since(replica.moved_at.unwrap_or(replica.at));
         let rate = |now: Option<f64>, before: Option<f64>| match (now, before) {
             (Some(now), Some(before)) if cfg!(feature = "bug-reset-is-a-rate") => {
                 // What an unsigned difference makes of a counter that fell.
@@ -203,11 +206,14 @@ impl Fleet {
             some => rate(some, replica.signals.work_done_output),
         };
         let busy = waits && replica.waited_before;
+        let gap = at.seconds_since(replica.at) > HELD_INTERVALS * interval;
         replica.at = at;
+        replica.moved_at = if same { replica.moved_at } else { Some(at) };
         replica.signals = signals;
         replica.waited_before = waits;
-        // Over a gap nobody knows whether it was busy throughout.
-        if seconds > HELD_INTERVALS * interval {
+        // Over a gap nobody knows whether it was busy throughout; and a page on which nothing moves
+        // although there is work does not say that the work takes forever.
+        if (gap || same && busy) && !cfg!(feature = "bug-frozen-believed") {
             return None;
         }
         Some(ReplicaRate { input: input?, output: output?, busy, running: signals.running })
@@ -227,8 +233,9 @@ impl Fleet {
         let mut ages: Vec<f64> =
             self.replicas.values().map(|replica| now.seconds_since(replica.at)).collect();
         ages.sort_by(f64::total_cmp);
-        let enough = (trust::SEEN_MIN * ages.len() as f64).ceil() as usize;
-        ages.get(enough.checked_sub(1)?).copied()
+        let least = if cfg!(feature = "bug-part-is-the-pool") { 0.0 } else { trust::SEEN_MIN };
+        let enough = ((least * ages.len() as f64).ceil() as usize).max(1);
+        ages.get(enough - 1).copied()
     }
 
     fn is_seen(&self, now: Instant, interval: f64) -> bool {
@@ -290,7 +297,9 @@ impl Fleet {
         let waiting = sum(|signals| signals.waiting);
         let busy = rates.iter().filter(|rate| rate.busy).count();
         // One that says it is busy among many that are not may be lying.
-        let many_busy = busy > 0 && (rates.len() < trust::QUORUM || 2 * busy >= rates.len());
+        let many_busy = busy > 0 && (self.replicas.len() < trust::QUORUM || 2 * busy >= rates.len());
+        // What few show is no sample of a pool.
+        let many_rates = 2 * rates.len() >= self.replicas.len();
         Seen {
             freshness,
             replicas: self.replicas.len(),
@@ -301,7 +310,7 @@ impl Fleet {
             running: sum(|signals| signals.running),
             waiting,
             backlogged: many_busy && waiting >= self.ready,
-            unsettled: self.steady_ticks < 2,
+            unsettled: self.steady_ticks < 2 || !many_rates,
             loss_confirmed: false,
             latency: fresh().filter_map(|replica| replica.signals.latency).reduce(f64::max),
             rates,

@@ -8,6 +8,8 @@ use crate::policy::{OutputCost, SignalMap, SourcePolicy};
 use crate::unit::{ModelId, NodeId, PoolId, ReplicaId, TierId, WorkUnit};
 use crate::wire::{PoolUsage, Stamp, UsageReport, UsageRow, Work};
 
+mod sources;
+
 const INTERVAL: f64 = 2.0;
 
 fn at(tick: u64) -> Instant {
@@ -131,7 +133,7 @@ fn an_idle_pool_teaches_nothing_unless_it_delivers_more() {
 }
 
 #[test]
-fn a_counter_that_was_reset_shows_no_rate() {
+fn a05_a_counter_that_was_reset_shows_no_rate() {
     let mut told = Told::default();
     for _ in 0..4 {
         told.busy(1);
@@ -141,7 +143,7 @@ fn a_counter_that_was_reset_shows_no_rate() {
 }
 
 #[test]
-fn one_lying_replica_of_three_moves_nothing() {
+fn a07_one_lying_replica_of_three_moves_nothing() {
     let mut told = Told::default();
     for _ in 0..5 {
         told.busy(3);
@@ -176,7 +178,7 @@ fn half_a_pool_gone_counts_at_once_with_two_signs_and_in_steps_with_one() {
 }
 
 #[test]
-fn everybody_refusing_without_a_failed_request_is_no_loss() {
+fn a12_everybody_refusing_without_a_failed_request_is_no_loss() {
     let mut told = Told::default();
     for _ in 0..3 {
         told.busy(4);
@@ -226,7 +228,7 @@ fn a_page_without_running_says_nothing_of_a_full_batch() {
 }
 
 #[test]
-fn silence_is_used_then_held_then_stale_and_never_a_loss_at_once() {
+fn a01_silence_is_used_then_held_then_stale_and_never_a_loss_at_once() {
     let mut told = Told::default();
     for _ in 0..3 {
         told.busy(4);
@@ -267,6 +269,7 @@ fn report(uptime: u64, instance: u64, offered: u64, errors: u64) -> UsageReport 
         instance,
         uptime_ms: uptime * 1000,
         applied: Some(Stamp { epoch: 1, version: 2, tick: 3 }),
+        nack: None,
         rows: vec![UsageRow {
             model: ModelId::new("m"),
             tier: TierId::new("t"),
@@ -318,9 +321,9 @@ fn upstream_errors_are_a_sign_only_when_significant() {
 fn a_silent_node_is_remembered_for_its_share_and_then_forgotten() {
     let mut nodes = Nodes::default();
     hear(&mut nodes, 1, &[report(2, 7, 2000, 0)]);
-    let (_, pool) = hear(&mut nodes, 8, &[]);
+    let (_, pool) = (2..=8).map(|tick| hear(&mut nodes, tick, &[])).last().unwrap();
     assert!(pool.nodes.len() == 1 && pool.nodes[0].silent);
     assert_eq!(nodes.highest_applied(), Some(Stamp { epoch: 1, version: 2, tick: 3 }));
-    let (_, pool) = hear(&mut nodes, 20, &[]);
+    let (_, pool) = (9..=20).map(|tick| hear(&mut nodes, tick, &[])).last().unwrap();
     assert!(pool.nodes.is_empty());
 }

@@ -4,6 +4,13 @@ use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
 
+use crate::bounds::BODY_SMALL_MAX;
+
+/// Set aside for a body that grows large, at once: doubling would leave its halves with the
+/// allocator. More than the 32 MiB up to which one keeps what is freed; what is not written to
+/// takes no memory.
+const LARGE_ROOM: usize = 33 << 20;
+
 /// Takes a body piece by piece.
 pub struct Body {
     sink: Sink,
@@ -61,6 +68,14 @@ impl Body {
         self.judged(added, full)
     }
 
+    /// Bytes so far, decoded.
+    pub fn len(&self) -> usize {
+        match &self.sink {
+            Sink::Plain(bounded) => bounded.bytes.len(),
+            Sink::Gzip(decoder) => decoder.get_ref().bytes.len(),
+        }
+    }
+
     /// The whole body, decoded.
     ///
     /// # Errors
@@ -96,6 +111,9 @@ impl Write for Bounded {
         if self.full || piece.len() > self.bytes_max.saturating_sub(self.bytes.len()) {
             self.full = true;
             return Err(io::Error::other("full"));
+        }
+        if self.bytes.len() + piece.len() > BODY_SMALL_MAX && self.bytes.capacity() < LARGE_ROOM {
+            self.bytes.reserve_exact(LARGE_ROOM.saturating_sub(self.bytes.len()));
         }
         self.bytes.extend_from_slice(piece);
         Ok(piece.len())

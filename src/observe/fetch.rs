@@ -4,6 +4,7 @@
 //! operator's own network), nothing is unpacked beyond the cap, nothing is unbounded.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,8 +21,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::bounds::SOURCE_IDLE_MAX;
+use crate::bounds::{BODY_SMALL_MAX, SOURCE_IDLE_MAX};
 use crate::observe::body::{Body, BodyError};
 
 /// A client that keeps connections alive. Cheap to clone.
@@ -32,13 +34,15 @@ pub struct Fetcher {
     login: Option<HeaderValue>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Fetched {
     pub status: u16,
     pub content_type: Option<String>,
     /// In whole seconds, as it was asked for; a date is not read.
     pub retry_after: Option<Duration>,
     pub body: Bytes,
+    /// Held for as long as a large body is.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
 /// Why there is no whole answer.
@@ -84,11 +88,14 @@ impl Fetcher {
 
     /// # Errors
     /// See [`FetchError`]. The deadline covers the connection, the headers and the whole body.
+    /// A body that grows large waits for `room`, so that the large ones of one pool do not all
+    /// lie in memory at once.
     pub async fn fetch(
         &self,
         mut request: Request<Full<Bytes>>,
         deadline: Duration,
         bytes_max: usize,
+        room: &Arc<Semaphore>,
     ) -> Result<Fetched, FetchError> {
         let headers = request.headers_mut();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
@@ -97,13 +104,20 @@ impl Fetcher {
         }
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| refused_or(&error))?;
-            whole(response, bytes_max).await
+            whole(response, bytes_max, room).await
         };
-        tokio::time::timeout(deadline, exchange).await.unwrap_or(Err(FetchError::Timeout(deadline)))
+        let late = || {
+            Duration::from_millis(u64::try_from(deadline.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
+        };
+        tokio::time::timeout(deadline, exchange).await.unwrap_or_else(|_| Err(FetchError::Timeout(late())))
     }
 }
 
-async fn whole(response: http::Response<Incoming>, bytes_max: usize) -> Result<Fetched, FetchError> {
+async fn whole(
+    response: http::Response<Incoming>,
+    bytes_max: usize,
+    room: &Arc<Semaphore>,
+) -> Result<Fetched, FetchError> {
     let headers = response.headers();
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut body = Body::new(encoding(headers)?.as_deref(), bytes_max).map_err(FetchError::Encoded)?;
@@ -115,14 +129,19 @@ async fn whole(response: http::Response<Incoming>, bytes_max: usize) -> Result<F
     let retry_after = header(RETRY_AFTER).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let status = response.status().as_u16();
     let mut incoming = response.into_body();
+    let mut held = None;
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| FetchError::Other(format!("the answer broke off: {error}")))?;
         if let Some(piece) = frame.data_ref() {
+            if held.is_none() && body.len() + piece.len() > BODY_SMALL_MAX {
+                let permit = Arc::clone(room).acquire_owned().await;
+                held = Some(permit.map_err(|error| FetchError::Other(error.to_string()))?);
+            }
             body.add(piece).map_err(unusable)?;
         }
     }
     let body = Bytes::from(body.finish().map_err(unusable)?);
-    Ok(Fetched { status, content_type, retry_after, body })
+    Ok(Fetched { status, content_type, retry_after, body, room: held })
 }
 
 /// Several headers are one list, and so a chain.

@@ -2,12 +2,14 @@
 //! under one deadline, and the readings they make together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request};
 use http_body_util::Full;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::bounds::{
@@ -30,6 +32,8 @@ pub struct PrometheusSource {
     queries: BTreeMap<Signal, String>,
     known: BTreeMap<String, Known>,
     backoff: Backoff,
+    /// For one large answer at a time.
+    room: Arc<Semaphore>,
 }
 
 /// An instance that an answer has named.
@@ -80,6 +84,7 @@ impl PrometheusSource {
             queries: queries.collect(),
             known: BTreeMap::new(),
             backoff: Backoff::default(),
+            room: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -109,7 +114,8 @@ impl PrometheusSource {
         let mut queries = JoinSet::new();
         for (what, text) in self.questions() {
             let (fetcher, url) = (fetcher.clone(), format!("{}/api/v1/query", self.server));
-            queries.spawn(async move { (what, ask(&fetcher, &url, &text, deadline).await) });
+            let room = Arc::clone(&self.room);
+            queries.spawn(async move { (what, ask(&fetcher, &url, &text, deadline, &room).await) });
         }
         let sent = clock.now();
         let mut answers = Answers::default();
@@ -213,8 +219,8 @@ fn jobs<'a>(instance: &str, answers: &'a Answers) -> Jobs<'a> {
     let mut found: BTreeMap<&str, (f64, u32)> = BTreeMap::new();
     let mut twice = false;
     for by_job in answers.signals.values().filter_map(|answer| answer.instances.get(instance)) {
-        twice |= by_job.len() > 1;
-        for (job, sampled) in by_job {
+        twice |= by_job.iter().count() > 1;
+        for (job, sampled) in by_job.iter() {
             let (stamp, signals) = found.entry(job).or_insert((f64::NEG_INFINITY, 0));
             // A job is as fresh as the oldest of its counters.
             if let Some(other) = sampled.stamp {
@@ -237,7 +243,7 @@ fn jobs<'a>(instance: &str, answers: &'a Answers) -> Jobs<'a> {
 
 /// The chosen job's part; an expression that lost its `job` has only one.
 fn of_job<'a>(by_job: &'a ByJob, chosen: &str) -> Option<&'a Sampled> {
-    by_job.get(chosen).or_else(|| by_job.values().next())
+    by_job.of(chosen).or_else(|| by_job.iter().next().map(|(_, sampled)| sampled))
 }
 
 fn reading(
@@ -286,7 +292,13 @@ fn replica(pool: &PoolId, instance: &str) -> ReplicaId {
     if instance.is_empty() { ReplicaId::new(pool.as_str()) } else { ReplicaId::new(instance) }
 }
 
-async fn ask(fetcher: &Fetcher, url: &str, text: &str, deadline: Duration) -> Result<Answer, Failure> {
+async fn ask(
+    fetcher: &Fetcher,
+    url: &str,
+    text: &str,
+    deadline: Duration,
+    room: &Arc<Semaphore>,
+) -> Result<Answer, Failure> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(url)
@@ -295,7 +307,7 @@ async fn ask(fetcher: &Fetcher, url: &str, text: &str, deadline: Duration) -> Re
         .body(Full::new(Bytes::from(format!("query={}", form_encoded(text)))))
         .map_err(|error| Failure::of(format!("no request can be made: {error}")))?;
     let fetched = fetcher
-        .fetch(request, deadline, ANSWER_BYTES_MAX)
+        .fetch(request, deadline, ANSWER_BYTES_MAX, room)
         .await
         .map_err(|error| Failure::of(error.to_string()))?;
     let refusal = |reason| Failure { reason, refused: true, retry_after: fetched.retry_after };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, USER_AGENT};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
+use tokio::sync::Semaphore;
 
 use crate::bounds::PAGE_BYTES_MAX;
 use crate::bounds::PARSE_INLINE_BYTES_MAX;
@@ -77,6 +78,7 @@ pub async fn scrape(
     target: &Target,
     selectors: &Arc<Selectors>,
     deadline: Duration,
+    room: &Arc<Semaphore>,
 ) -> Scraped {
     let absent = |outcome| Scraped { outcome, manner: Manner::Absent };
     let request = Request::builder()
@@ -89,7 +91,7 @@ pub async fn scrape(
         Ok(request) => request,
         Err(error) => return absent(Outcome::Silent(format!("no request can be made: {error}"))),
     };
-    match fetcher.fetch(request, deadline, PAGE_BYTES_MAX).await {
+    match fetcher.fetch(request, deadline, PAGE_BYTES_MAX, room).await {
         Err(FetchError::Refused) => absent(Outcome::Down("connection refused".to_owned())),
         Err(error) => absent(Outcome::Silent(error.to_string())),
         Ok(page) => Scraped { manner: manner(&page), outcome: read(page, selectors).await },

@@ -9,6 +9,7 @@ use rustls::RootCertStore;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::bounds::LARGE_PAGES_MAX;
 use crate::bounds::SCRAPES_MAX;
 use crate::bounds::SOURCE_WAIT_MAX;
 use crate::observe::access::{Door, system_roots};
@@ -61,6 +62,8 @@ struct Direct {
     discovery: Discovery,
     selectors: Arc<Selectors>,
     backoffs: BTreeMap<ReplicaId, Backoff>,
+    /// For large pages.
+    room: Arc<Semaphore>,
 }
 
 // === impl Sources ===
@@ -271,10 +274,11 @@ impl Direct {
                 continue;
             }
             let (fetcher, selectors, means) = (fetcher.clone(), Arc::clone(&self.selectors), means.clone());
+            let room = Arc::clone(&self.room);
             scrapes.spawn(async move {
                 let slot = means.slots.acquire().await;
                 let scraped = match slot {
-                    Ok(_) => Ok(scrape(&fetcher, &target, &selectors, deadline).await),
+                    Ok(_) => Ok(scrape(&fetcher, &target, &selectors, deadline, &room).await),
                     Err(error) => Err(error.to_string()),
                 };
                 (target.replica, means.clock.now(), scraped)
@@ -322,8 +326,9 @@ impl Source {
                 let selectors = Selectors::new(&policy.signals).map_err(|error| error.to_string());
                 let direct = selectors.and_then(|selectors| {
                     let discovery = Discovery::new(targets)?;
+                    let room = Arc::new(Semaphore::new(LARGE_PAGES_MAX));
                     let (selectors, backoffs) = (Arc::new(selectors), BTreeMap::new());
-                    Ok(Direct { discovery, selectors, backoffs })
+                    Ok(Direct { discovery, selectors, backoffs, room })
                 });
                 direct.map_or_else(Source::Broken, |direct| Source::Direct(Box::new(direct)))
             }

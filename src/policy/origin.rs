@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::bounds::EXPRESSION_BYTES_MAX;
+use crate::bounds::PROMETHEUS_SERVERS_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::pool::{accept, within};
 use crate::policy::preset::Preset;
@@ -14,10 +15,12 @@ use crate::policy::shape::{Group, PoolShape, Text};
 use crate::policy::source::{Access, DNS_REFRESH, Login, SourcePolicy, Targets, Tls};
 use crate::policy::value;
 
+pub const AUTHORIZATION_FIELDS: [&str; 2] = ["type", "credentials_file"];
+pub const BASIC_AUTH_FIELDS: [&str; 2] = ["username", "password_file"];
+pub const TLS_FIELDS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_name"];
+
 /// Least and most time between two lookups of a name.
 const DNS_REFRESHES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3_600)];
-/// Most Prometheus servers of one pool.
-const SERVERS_MAX: usize = 4;
 
 /// The one source of a pool.
 pub fn source(
@@ -65,7 +68,7 @@ pub fn source(
 }
 
 fn servers(list: &Placed<Vec<Text>>, report: &mut Report) -> Option<Vec<String>> {
-    if list.value.len() > SERVERS_MAX {
+    if list.value.len() > PROMETHEUS_SERVERS_MAX {
         let message = format!("{} Prometheus servers for one pool", list.value.len());
         let help = "several are replicas of each other that scrape the same targets; name at most 4";
         report.error(&list.place, message, help);
@@ -121,7 +124,7 @@ fn dns(list: &Placed<Vec<Text>>, tls: Option<&Group>, report: &mut Report) -> Op
             report.error(&text.place, "a name without a port", help);
             return None;
         }
-        let named = tls.is_some_and(|tls| tls.value.iter().any(|(field, _)| field.value == "server_name"));
+        let named = tls.is_some_and(|tls| field(tls, "server_name").is_some());
         if uri.and_then(|uri| uri.scheme_str().map(str::to_owned)).as_deref() == Some("https") && !named {
             let help =
                 "an address has no name to check a certificate against: write `tls: {server_name: NAME}`";
@@ -214,7 +217,7 @@ fn tls(group: &Group, report: &mut Report) -> Option<Tls> {
 }
 
 fn field<'a>(group: &'a Group, name: &str) -> Option<&'a Text> {
-    group.value.iter().find(|(field, _)| field.value == name).map(|(_, text)| text)
+    group.value.get(name)
 }
 
 fn required<'a>(group: &'a Group, name: &str, what: &str, report: &mut Report) -> Option<&'a Text> {

@@ -3,18 +3,21 @@
 //! Everything wrong in a file is reported, so a field that is missing or of the wrong kind is
 //! `None` here and `check` goes on with the rest.
 
+use std::collections::BTreeMap;
+
 use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::POLICY_LIST_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::file::{Kind, Node};
-use crate::policy::report::{Report, nearest};
+use crate::policy::origin::{AUTHORIZATION_FIELDS, BASIC_AUTH_FIELDS, TLS_FIELDS};
+use crate::policy::report::{Report, listed, nearest};
 
 /// A text from a policy file.
 pub type Text = Placed<String>;
 /// A name and what stands under it.
 pub type Named<T> = (Text, T);
 /// A mapping of plain values, at the place of its name.
-pub type Group = Placed<Vec<Named<Text>>>;
+pub type Group = Placed<BTreeMap<String, Text>>;
 
 #[derive(Debug)]
 pub struct PolicyFile {
@@ -92,9 +95,6 @@ const POOL_FIELDS: [&str; 14] = [
     "unit",
     "signals",
 ];
-pub const AUTHORIZATION_FIELDS: [&str; 2] = ["type", "credentials_file"];
-pub const BASIC_AUTH_FIELDS: [&str; 2] = ["username", "password_file"];
-pub const TLS_FIELDS: [&str; 4] = ["ca_file", "cert_file", "key_file", "server_name"];
 const MODEL_FIELDS: [&str; 2] = ["pool", "tiers"];
 const TIER_FIELDS: [&str; 7] =
     ["priority", "weight", "guarantee", "safe", "ceiling", "tier_limits", "key_limits"];
@@ -331,14 +331,8 @@ impl<'a> Fields<'a> {
         let place = name.place;
         let what = format!("`{field}` of {}", self.what);
         let mut fields = Fields::open(node, what, place.clone(), known, self.report)?;
-        let mut value = Vec::with_capacity(known.len());
-        for field in known {
-            let at =
-                fields.entries.iter().find(|(name, _)| name.value == *field).map(|(name, _)| name.clone());
-            if let (Some(name), Some(text)) = (at, fields.text(field)) {
-                value.push((name, text));
-            }
-        }
+        let value =
+            known.iter().filter_map(|field| Some(((*field).to_owned(), fields.text(field)?))).collect();
         fields.close(known);
         Some(Placed { value, place })
     }
@@ -399,15 +393,5 @@ impl<'a> Fields<'a> {
                 self.report.error(&name.place, message, help);
             }
         }
-    }
-}
-
-/// "`a`, `b` and `c`".
-pub fn listed(names: &[&str]) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    match quoted.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => String::new(),
     }
 }

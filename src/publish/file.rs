@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crash_before_the_rename_changes_nothing() {
+    fn d07_a_crash_before_the_rename_changes_nothing_and_leaves_no_file_behind() {
         let dir = tempfile::tempdir().unwrap();
         write_atomic(dir.path(), "table.json", b"old", Access::Everyone).unwrap();
         // Died after writing half of the temporary file.

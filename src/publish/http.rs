@@ -20,7 +20,7 @@ use crate::bounds::SERVER_BODY_WAIT;
 use crate::bounds::WATCH_WAIT_MAX;
 use crate::publish::board::{Announced, Board, Reloaded, RollbackRequest};
 use crate::publish::inbox::Refused;
-use crate::wire::{Stamp, UsageReport};
+use crate::wire::{Nack, Stamp, UsageReport};
 
 pub type Answer = Response<Full<Bytes>>;
 
@@ -229,7 +229,10 @@ async fn usage(board: &Board, request: Request<Incoming>) -> Answer {
     };
     let node = report.node.clone();
     match board.inbox.offer(report, body.len()) {
-        Ok(()) => {
+        Ok(nack) => {
+            if let Some(Nack { stamp, reason }) = nack {
+                tracing::warn!(%node, ?stamp, ?reason, "a node refuses the table and goes on with its last one");
+            }
             let mut taken = Response::new(Full::default());
             *taken.status_mut() = StatusCode::NO_CONTENT;
             taken

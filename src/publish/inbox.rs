@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::bounds::INBOX_BYTES_MAX;
 use crate::bounds::INBOX_NODES_MAX;
 use crate::unit::NodeId;
-use crate::wire::UsageReport;
+use crate::wire::{Nack, UsageReport};
 
 #[derive(Debug, Default)]
 pub struct Inbox(Mutex<Held>);
@@ -26,6 +26,8 @@ struct Processes {
     now: u64,
     before: Option<u64>,
     told: bool,
+    /// Why it refused a table, as heard last.
+    nack: Option<String>,
 }
 
 #[derive(Debug)]
@@ -53,13 +55,14 @@ pub enum Refused {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Keeps a report in place of its node's earlier one: everything in it is cumulative.
+    /// Keeps a report in place of its node's earlier one: everything in it is cumulative. Gives
+    /// back the node's refusal of a table when it was not said in the report before.
     ///
     /// # Errors
     /// See [`Refused`]; a node's next report says the same and more.
-    pub fn offer(&self, report: UsageReport, bytes: usize) -> Result<(), Refused> {
+    pub fn offer(&self, report: UsageReport, bytes: usize) -> Result<Option<Nack>, Refused> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.hear(&report)?;
+        let nack = held.hear(&report)?;
         let before = held.by_node.get(&report.node).map(|arrived| arrived.bytes);
         let total = held.bytes - before.unwrap_or_default() + bytes;
         if total > INBOX_BYTES_MAX || (before.is_none() && held.by_node.len() >= INBOX_NODES_MAX) {
@@ -69,7 +72,7 @@ impl Inbox {
         held.arrivals += 1;
         let order = held.arrivals;
         held.by_node.insert(report.node.clone(), Arrived { order, bytes, report });
-        Ok(())
+        Ok(nack)
     }
 
     /// Takes everything, in order of arrival.
@@ -88,7 +91,7 @@ impl Inbox {
 
 impl Held {
     /// A process follows another for good: one that comes back never ended.
-    fn hear(&mut self, report: &UsageReport) -> Result<(), Refused> {
+    fn hear(&mut self, report: &UsageReport) -> Result<Option<Nack>, Refused> {
         let instance = report.instance;
         if let Some(known) = self.processes.get_mut(&report.node) {
             if known.before == Some(instance) {
@@ -96,27 +99,36 @@ impl Held {
                 return Err(Refused::NameTaken { first });
             }
             if known.now != instance {
-                *known = Processes { now: instance, before: Some(known.now), told: known.told };
+                let nack = known.nack.take();
+                *known = Processes { now: instance, before: Some(known.now), told: known.told, nack };
             }
+            let reason = report.nack.as_ref().map(|nack| &nack.reason);
+            if known.nack.as_ref() == reason {
+                return Ok(None);
+            }
+            known.nack = reason.cloned();
         } else {
             if self.processes.len() >= INBOX_NODES_MAX {
                 // Names that come and go: what is forgotten costs no more than a warning.
                 self.processes.clear();
             }
-            let first = Processes { now: instance, before: None, told: false };
+            let nack = report.nack.as_ref().map(|nack| nack.reason.clone());
+            let first = Processes { now: instance, before: None, told: false, nack };
             self.processes.insert(report.node.clone(), first);
         }
-        Ok(())
+        Ok(report.nack.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Stamp;
 
     fn report(node: &str, uptime_ms: u64) -> UsageReport {
         let (rows, pools) = (Vec::new(), BTreeMap::new());
-        UsageReport { schema: 1, node: node.into(), instance: 1, uptime_ms, applied: None, rows, pools }
+        let (node, applied, nack) = (node.into(), None, None);
+        UsageReport { schema: 1, node, instance: 1, uptime_ms, applied, nack, rows, pools }
     }
 
     #[test]
@@ -144,6 +156,22 @@ mod tests {
         inbox.offer(of(2), 1).unwrap();
         inbox.offer(of(3), 1).unwrap();
         assert_eq!(inbox.drain().len(), 1);
+    }
+
+    #[test]
+    fn f10_a_refusal_is_said_once_until_it_changes() {
+        let inbox = Inbox::default();
+        let say = |reason: Option<&str>, tick: u64| {
+            let stamp = Some(Stamp { epoch: 1, version: 2, tick });
+            let nack = reason.map(|reason| Nack::new(stamp, reason));
+            inbox.offer(UsageReport { nack, ..report("n1", 5) }, 1).unwrap().map(|nack| nack.reason)
+        };
+        let schema = || Some("schema 2".to_owned());
+        assert_eq!((say(None, 1), say(Some("schema 2"), 2)), (None, schema()));
+        // The same on the next tick is not news.
+        assert_eq!((say(Some("schema 2"), 3), say(None, 4)), (None, None));
+        assert_eq!(say(Some("schema 2"), 5), schema());
+        assert_eq!(inbox.drain()[0].nack.as_ref().unwrap().reason, "schema 2");
     }
 
     #[test]

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_write_a_new_file_begins() {
+    fn d04_after_a_failed_write_a_new_file_begins() {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = open(dir.path(), 1000);
         journal.append(b"1").unwrap();

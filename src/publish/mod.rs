@@ -8,6 +8,7 @@ pub mod inbox;
 pub mod journal;
 pub mod lock;
 mod patience;
+mod peer;
 pub mod server;
 pub mod tls;
 pub mod token;

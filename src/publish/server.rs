@@ -14,14 +14,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::bounds::SERVER_CONNECTIONS_MAX;
 use crate::bounds::SERVER_DRAIN;
+use crate::bounds::SERVER_HANDSHAKES_MAX;
 use crate::bounds::SERVER_HEADER_WAIT;
 use crate::bounds::SERVER_READER_WAIT;
 use crate::publish::board::Board;
 use crate::publish::http::answer;
 use crate::publish::patience::Patient;
+use crate::publish::peer;
 use crate::supervise::failpoint;
 
 /// A running listener.
@@ -31,6 +34,13 @@ pub struct Server {
     stop: oneshot::Sender<()>,
     accepting: tokio::task::JoinHandle<()>,
     board: Arc<Board>,
+}
+
+/// TLS, for a bounded number of newcomers at a time: thousands at once would all be late.
+#[derive(Clone)]
+struct Handshakes {
+    tls: TlsAcceptor,
+    turns: Arc<Semaphore>,
 }
 
 // === impl Server ===
@@ -60,13 +70,8 @@ impl Server {
     ) -> std::io::Result<Server> {
         let addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let accepting = tokio::spawn(accept(
-            listener,
-            tls.map(TlsAcceptor::from),
-            Arc::clone(&board),
-            stopped,
-            connections_max,
-        ));
+        let tls = tls.map(Handshakes::new);
+        let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&board), stopped, connections_max));
         Ok(Server { addr, stop, accepting, board })
     }
 
@@ -87,7 +92,7 @@ impl Server {
 
 async fn accept(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     mut stopped: oneshot::Receiver<()>,
     connections_max: usize,
@@ -122,17 +127,17 @@ async fn accept(
 
 async fn connection(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Handshakes>,
     board: Arc<Board>,
     watcher: Watcher,
     slot: OwnedSemaphorePermit,
 ) {
-    let _ = stream.set_nodelay(true);
+    peer::bound(&stream);
     let stream = Patient::new(stream, SERVER_READER_WAIT);
     match tls {
         None => serve(stream, board, watcher).await,
         Some(tls) => {
-            if let Ok(Ok(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
+            if let Ok(Some(stream)) = tokio::time::timeout(SERVER_HEADER_WAIT, tls.accept(stream)).await {
                 serve(stream, board, watcher).await;
             }
         }
@@ -156,4 +161,17 @@ where
         .serve_connection(TokioIo::new(stream), service);
     // A client that breaks off is its own affair.
     let _ = watcher.watch(connection).await;
+}
+
+// === impl Handshakes ===
+
+impl Handshakes {
+    fn new(config: Arc<ServerConfig>) -> Handshakes {
+        Handshakes { tls: config.into(), turns: Arc::new(Semaphore::new(SERVER_HANDSHAKES_MAX)) }
+    }
+
+    async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Option<TlsStream<S>> {
+        let _turn = self.turns.acquire().await.ok()?;
+        self.tls.accept(stream).await.ok()
+    }
 }

@@ -38,6 +38,16 @@ pub enum Promise {
     EditSteers,
     /// C8: absence of signals never raises a budget.
     NoRaiseBlind,
+    /// C9, A05, A07: resets, and one liar of three, leave what is measured near the truth.
+    MeasuredIsReal,
+    /// C8, A08: a page that never changes under traffic is a silent one.
+    FrozenIsStale,
+    /// C8, A06: less than half of a pool seen is no smaller pool.
+    PartIsNoLoss,
+    /// C5, A12: after stale signals the budget comes back in steps.
+    RecoversWithoutStep,
+    /// B03: on the first tick after a pause no budget rises.
+    PauseRaisesNothing,
     /// A1: a node admits at most burst plus the integral of its limit.
     AdmittedInsideLimit,
     /// A7: a refused request changes nothing.

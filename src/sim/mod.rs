@@ -10,13 +10,16 @@
 pub mod batch;
 pub mod check;
 mod health;
+pub mod page;
 pub mod plant;
 pub mod scenario;
+mod sources;
 mod world;
 
 pub use check::{Broken, Promise};
-pub use scenario::Scenario;
-pub use world::{Outcome, World};
+pub use page::Untrue;
+pub use scenario::{Fault, Scenario};
+pub use world::{Outcome, Seen, Survived, World, alone};
 
 use rand::RngExt;
 use rand::SeedableRng;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::observe::{Outcome, PoolRound, Reading, Signals};
+use crate::observe::{PoolRound, Signals};
 use crate::sim::batch::{Batch, Shape, Token};
+use crate::sim::page::{Page, Untrue};
 use crate::sim::scenario::{OUTPUT_COST, Scenario};
 use crate::unit::{Instant, ReplicaId};
 
@@ -17,7 +18,7 @@ struct Replica {
     id: ReplicaId,
     batch: Batch,
     alive: bool,
-    muted: bool,
+    page: Page,
     prompt_tokens: u64,
     output_tokens: u64,
 }
@@ -30,7 +31,7 @@ impl Plant {
             id: ReplicaId::new(format!("replica-{at}")),
             batch: Batch::new(shape(scenario, 1.0)),
             alive: true,
-            muted: false,
+            page: Page::default(),
             prompt_tokens: 0,
             output_tokens: 0,
         };
@@ -83,6 +84,7 @@ impl Plant {
             replica.alive = false;
             replica.batch = Batch::new(shape(scenario, 1.0));
             (replica.prompt_tokens, replica.output_tokens) = (0, 0);
+            replica.page.restarted();
         }
     }
 
@@ -92,10 +94,23 @@ impl Plant {
         }
     }
 
-    pub fn mute(&mut self, at: usize, muted: bool) {
+    /// From now on its page shows this instead of the truth.
+    pub fn show(&mut self, at: usize, untrue: Option<Untrue>) {
         if let Some(replica) = self.replicas.get_mut(at) {
-            replica.muted = muted;
+            replica.page.set(untrue);
         }
+    }
+
+    pub fn reset_counters(&mut self, at: usize) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            let truth = replica.signals();
+            replica.page.reset_counters(&truth);
+        }
+    }
+
+    /// What each page shows instead of the truth.
+    pub fn untrue(&self) -> Vec<Option<Untrue>> {
+        self.replicas.iter().map(|replica| replica.page.untrue()).collect()
     }
 
     pub fn slow(&mut self, at: usize, part: f64, scenario: &Scenario) {
@@ -117,23 +132,27 @@ impl Plant {
     }
 
     /// What a scrape of every replica shows.
-    pub fn scrape(&self, now: Instant) -> PoolRound {
-        let reading = |replica: &Replica| {
-            let outcome = match (replica.muted, replica.alive) {
-                (true, _) => Outcome::Silent("timeout".to_owned()),
-                (false, false) => Outcome::Down("connection refused".to_owned()),
-                (false, true) => Outcome::Up(Signals {
-                    running: Some(replica.batch.running() as f64),
-                    waiting: Some(replica.batch.waiting() as f64),
-                    work_done: Some(replica.prompt_tokens as f64),
-                    work_done_output: Some(replica.output_tokens as f64),
-                    latency: None,
-                    errors: None,
-                }),
-            };
-            Reading { replica: replica.id.clone(), at: now, outcome }
+    pub fn scrape(&mut self, now: Instant) -> PoolRound {
+        let reading = |replica: &mut Replica| {
+            let truth = replica.alive.then(|| replica.signals());
+            replica.page.show(now, &replica.id, truth)
         };
-        PoolRound { replicas: self.replicas.iter().map(reading).collect(), ..PoolRound::default() }
+        PoolRound { replicas: self.replicas.iter_mut().map(reading).collect(), ..PoolRound::default() }
+    }
+}
+
+// === impl Replica ===
+
+impl Replica {
+    fn signals(&self) -> Signals {
+        Signals {
+            running: Some(self.batch.running() as f64),
+            waiting: Some(self.batch.waiting() as f64),
+            work_done: Some(self.prompt_tokens as f64),
+            work_done_output: Some(self.output_tokens as f64),
+            latency: None,
+            errors: None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::policy::{Grant, INTERVAL, ModelPolicy, OutputCost, Policy, PoolPolicy, SignalMap, SourcePolicy};
 use crate::sim::Chance;
+use crate::sim::page::Untrue;
 use crate::unit::{Dimension, Limit, ModelId, PoolId, TierId, WorkUnit};
 
 /// Faults happen before this part of the run; after it everything is healed.
@@ -51,12 +52,18 @@ pub enum Fault {
     Revive {
         replicas: Vec<usize>,
     },
-    /// Scrapes of these replicas time out, though they serve.
-    Mute {
+    /// The pages of these replicas show something else than the truth, or the truth again.
+    Show {
+        replicas: Vec<usize>,
+        untrue: Option<Untrue>,
+    },
+    /// Counters of these replicas begin anew; nothing else happens.
+    ResetCounters {
         replicas: Vec<usize>,
     },
-    Unmute {
-        replicas: Vec<usize>,
+    /// The controller's process stands still.
+    Pause {
+        seconds: f64,
     },
     /// One replica serves at a part of its rate, and says nothing of it.
     Slow {
@@ -111,9 +118,11 @@ impl Scenario {
         let policy = policy(&mut chance, capacity);
         let tenants = tenants(&mut chance, &policy, capacity * load);
         let healed_at = seconds * FAULTS_UNTIL;
-        let faults = faults(&mut chance, replicas, nodes, tenants.len(), healed_at);
+        let mut faults = faults(&mut chance, replicas, nodes, tenants.len(), healed_at);
         let delay = chance.between(0.01, 0.3);
         let hang_ups = if chance.happens(0.5) { chance.between(0.0, 0.1) } else { 0.0 };
+        faults.extend(untrue_pages(&mut chance, replicas, healed_at));
+        faults.sort_by(|a, b| a.0.total_cmp(&b.0));
         Scenario {
             seed,
             seconds,
@@ -214,8 +223,8 @@ fn faults(chance: &mut Chance, replicas: usize, nodes: usize, tiers: usize, unti
     if chance.happens(0.4) {
         let (at, end) = span(chance);
         let replicas: Vec<usize> = if chance.happens(0.5) { (0..replicas).collect() } else { some(chance) };
-        faults.push((at, Fault::Mute { replicas: replicas.clone() }));
-        faults.push((end, Fault::Unmute { replicas }));
+        faults.push((at, Fault::Show { replicas: replicas.clone(), untrue: Some(Untrue::Silent) }));
+        faults.push((end, Fault::Show { replicas, untrue: None }));
     }
     if chance.happens(0.3) {
         let ((at, end), replica) = (span(chance), chance.below(replicas));
@@ -250,5 +259,49 @@ fn faults(chance: &mut Chance, replicas: usize, nodes: usize, tiers: usize, unti
     }
     faults.push((until, Fault::Heal));
     faults.sort_by(|a, b| a.0.total_cmp(&b.0));
+    faults
+}
+
+/// What sources and the controller's own clock do, drawn after everything else.
+fn untrue_pages(chance: &mut Chance, replicas: usize, until: f64) -> Vec<(f64, Fault)> {
+    let mut faults = Vec::new();
+    let all: Vec<usize> = (0..replicas).collect();
+    let one = |chance: &mut Chance| vec![chance.below(replicas)];
+    type Draw = fn(&mut Chance) -> Untrue;
+    let kinds: [(f64, Draw); 5] = [
+        (0.25, |chance| Untrue::Times {
+            work: if chance.happens(0.5) { 100.0 } else { 0.01 },
+            load: if chance.happens(0.5) { 1000.0 } else { 0.0 },
+        }),
+        (0.25, |_| Untrue::Frozen),
+        (0.2, |_| Untrue::Garbled),
+        (0.2, |chance| Untrue::Flaps { every: 1 + chance.below(3) as u64, refuses: chance.happens(0.5) }),
+        (0.2, |_| Untrue::Silent),
+    ];
+    for (likely, kind) in kinds {
+        if !chance.happens(likely) {
+            continue;
+        }
+        let untrue = kind(chance);
+        let some = match untrue {
+            Untrue::Times { .. } => one(chance),
+            // More than half of the pool, so that what is left is no sample of it.
+            Untrue::Silent => all.iter().copied().skip((replicas - 1) / 2).collect(),
+            _ if chance.happens(0.5) => one(chance),
+            _ => all.clone(),
+        };
+        let at = chance.between(60.0, until - 60.0);
+        let end = (at + chance.between(10.0, 90.0)).min(until);
+        faults.push((at, Fault::Show { replicas: some.clone(), untrue: Some(untrue) }));
+        faults.push((end, Fault::Show { replicas: some, untrue: None }));
+    }
+    if chance.happens(0.3) {
+        let some = if chance.happens(0.5) { one(chance) } else { all };
+        faults.push((chance.between(60.0, until), Fault::ResetCounters { replicas: some }));
+    }
+    if chance.happens(0.2) {
+        let seconds = chance.between(15.0, 60.0);
+        faults.push((chance.between(60.0, until - 60.0), Fault::Pause { seconds }));
+    }
     faults
 }

@@ -1,9 +1,12 @@
 //! The world: an event queue, its own `now`, and everything that happens in it.
 
+mod alone;
 mod control;
 mod faults;
 mod node;
 mod requests;
+
+pub use alone::{Survived, alone};
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -13,12 +16,14 @@ use std::time::Duration;
 
 use crate::control::{Controller, State};
 use crate::enforce::Ticket;
+use crate::estimate::Freshness;
 use crate::policy::Policy;
 use crate::sim::Chance;
 use crate::sim::check::{Broken, Promise, Publications};
 use crate::sim::health::Health;
 use crate::sim::plant::Plant;
 use crate::sim::scenario::{Fault, Scenario};
+use crate::sim::sources::Sources;
 use crate::sim::world::node::Node;
 use crate::unit::{Instant, PoolId, TierId};
 use crate::wire::{LimitTable, UsageReport};
@@ -49,6 +54,10 @@ pub struct World {
     floods: Vec<f64>,
     past: Vec<LimitTable>,
     publications: Publications,
+    sources: Sources,
+    /// The controller stands still; or it has just begun to move again.
+    paused: bool,
+    resumed: bool,
     health: Health,
     outcome: Outcome,
     restarted: Option<f64>,
@@ -68,6 +77,23 @@ pub struct Outcome {
     pub admitted: u64,
     pub refused_limit: u64,
     pub refused_capacity: u64,
+    /// What the controller made of it, tick by tick.
+    pub seen: Vec<Seen>,
+    /// The last table.
+    pub table: Option<Arc<LimitTable>>,
+}
+
+/// One tick, for whoever wants to look at a run as a whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seen {
+    /// Seconds.
+    pub at: f64,
+    /// Work per second.
+    pub budget: f64,
+    pub capacity: Option<f64>,
+    pub ready: f64,
+    pub freshness: Freshness,
+    pub safe: f64,
 }
 
 #[derive(Debug)]
@@ -79,6 +105,7 @@ enum Event {
     Hear { report: Box<UsageReport> },
     HangUp { flight: u64 },
     Begin { keep_state: bool },
+    Resume { generation: u64 },
     Fault { fault: Fault },
     End,
 }
@@ -116,6 +143,9 @@ impl World {
             floods: vec![1.0; scenario.tenants.len()],
             past: Vec::new(),
             publications: Publications::default(),
+            sources: Sources::default(),
+            paused: false,
+            resumed: false,
             health: Health::new(&scenario),
             outcome: Outcome::default(),
             restarted: None,
@@ -181,12 +211,13 @@ impl World {
             Event::Report { node } => self.report(node),
             Event::Deliver { node, table } => self.deliver(node, &table),
             Event::Hear { report } => {
-                if self.controller.is_some() {
+                if self.controller.is_some() && !self.paused {
                     self.inbox.push(*report);
                 }
             }
             Event::HangUp { flight } => self.hang_up(flight),
             Event::Begin { keep_state } => self.begin(keep_state),
+            Event::Resume { generation } => self.resume(generation),
             Event::Fault { fault } => self.fault(fault),
             Event::End => self.floods.fill(0.0),
         }

@@ -8,4 +8,4 @@ pub mod usage;
 
 pub use held::{Held, Offer};
 pub use table::{Entry, LimitTable, PoolEntry, Row, Stamp, TableError, Yields};
-pub use usage::{PoolUsage, UsageReport, UsageRow, Work};
+pub use usage::{Nack, PoolUsage, UsageReport, UsageRow, Work};

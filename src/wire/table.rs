@@ -15,6 +15,8 @@ use crate::wire::head::Head;
 
 /// The only schema there is. A reader refuses any other and names it.
 pub const SCHEMA: u32 = 1;
+/// The last field of an encoded table: eight hex digits, the CRC-32 of all bytes before the field.
+const CHECK: &[u8] = b",\"crc32\":\"";
 
 /// Total order of tables, across restarts and controllers.
 ///
@@ -111,6 +113,10 @@ pub enum TableError {
     Invalid { place: String, reason: String },
     #[error("the table is not JSON of the expected shape: {0}")]
     Syntax(String),
+    #[error(
+        "damaged: its bytes do not have the checksum in its field `crc32`; take it from the controller again"
+    )]
+    Damaged,
     #[error("version {}.{} was published with other contents before", .0.epoch, .0.version)]
     Reused(Stamp),
 }
@@ -134,12 +140,16 @@ impl LimitTable {
             && self.rows == other.rows
     }
 
-    /// One line of JSON.
+    /// One line of JSON with a checksum in its last field.
     ///
     /// # Errors
     /// [`TableError::TooLarge`] above [`TABLE_BYTES_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>, TableError> {
-        let bytes = serde_json::to_vec(self).map_err(|error| TableError::Syntax(error.to_string()))?;
+        let mut bytes = serde_json::to_vec(self).map_err(|error| TableError::Syntax(error.to_string()))?;
+        bytes.pop();
+        let sum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(CHECK);
+        bytes.extend_from_slice(format!("{sum:08x}\"}}").as_bytes());
         check_bytes(bytes.len())?;
         Ok(bytes)
     }
@@ -151,17 +161,25 @@ impl LimitTable {
         (bytes as f64 / TABLE_BYTES_MAX as f64).max(entries as f64 / TABLE_ENTRIES_MAX as f64)
     }
 
-    /// Decodes and validates; what it returns may be applied.
+    /// Decodes and validates; what it returns may be applied. A table without a checksum, as a
+    /// person writes it, is taken at its word.
     ///
     /// # Errors
     /// Any [`TableError`]; the caller keeps the table it has.
     pub fn decode(bytes: &[u8]) -> Result<LimitTable, TableError> {
         check_bytes(bytes.len())?;
         Head::read(bytes).map_err(|error| TableError::Syntax(error.to_string()))?.check()?;
+        check_sum(bytes)?;
         let table: LimitTable =
             serde_json::from_slice(bytes).map_err(|error| TableError::Syntax(error.to_string()))?;
         table.validate()?;
         Ok(table)
+    }
+
+    /// The stamp of a table that may not be decodable otherwise, to name it in a refusal.
+    pub fn stamp_of(bytes: &[u8]) -> Option<Stamp> {
+        check_bytes(bytes.len()).ok()?;
+        serde_json::from_slice(bytes).ok()
     }
 
     /// The one validator: the publisher runs it before any channel sees the table, every holder
@@ -284,6 +302,91 @@ fn check_bytes(bytes: usize) -> Result<(), TableError> {
     Ok(())
 }
 
+/// Bytes without a checksum pass: whatever turned the field into another one changed nothing else,
+/// or is no JSON any more.
+fn check_sum(bytes: &[u8]) -> Result<(), TableError> {
+    let bytes = bytes.trim_ascii_end();
+    let Some(at) = bytes.len().checked_sub(CHECK.len() + 8 + 2) else { return Ok(()) };
+    let (covered, field) = bytes.split_at(at);
+    let Some(sum) = field.strip_prefix(CHECK).and_then(|rest| rest.strip_suffix(b"\"}")) else {
+        return Ok(());
+    };
+    let sum = std::str::from_utf8(sum).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    if sum == Some(crc32fast::hash(covered)) { Ok(()) } else { Err(TableError::Damaged) }
+}
+
 fn invalid(place: &str, reason: &str) -> TableError {
     TableError::Invalid { place: place.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> LimitTable {
+        let entry = Entry {
+            tier_limit: Limit::Finite(600),
+            key_limit: Limit::Unlimited,
+            safe: Limit::Finite(60),
+            ceiling: Limit::Unlimited,
+        };
+        let pool = PoolEntry {
+            unit: WorkUnit::Tokens,
+            output_cost_milli: 2_000,
+            budget: Limit::Finite(6_000),
+            waiting_work: Limit::Finite(10),
+            in_flight: Limit::Unlimited,
+            degraded: false,
+            shares: BTreeMap::from([("n".into(), PPM)]),
+            unlisted_share: 0,
+        };
+        let limits = BTreeMap::from([(Dimension::TokensPerMinute, entry)]);
+        let row =
+            Row { model: "m".into(), tier: "t".into(), pool: "p".into(), yields: Yields::default(), limits };
+        LimitTable {
+            schema: SCHEMA,
+            stamp: Stamp { epoch: 1, version: 7, tick: 9 },
+            policy: "00".to_owned(),
+            interval_ms: 2_000,
+            valid_for_ms: 20_000,
+            pools: BTreeMap::from([("p".into(), pool)]),
+            rows: vec![row],
+        }
+    }
+
+    #[test]
+    fn f03_every_truncation_and_every_flipped_byte_is_refused_or_changes_nothing() {
+        let table = table();
+        let good = table.encode().unwrap();
+        assert_eq!(LimitTable::decode(&good).unwrap(), table);
+        for length in 0..good.len() {
+            assert!(LimitTable::decode(&good[..length]).is_err(), "cut to {length}");
+        }
+        let mut refused = 0;
+        for at in 0..good.len() {
+            for flip in [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0xff] {
+                let mut bad = good.clone();
+                bad[at] ^= flip;
+                match LimitTable::decode(&bad) {
+                    Err(_) => refused += 1,
+                    Ok(read) => assert_eq!(read, table, "byte {at} ^ {flip:#x}"),
+                }
+            }
+        }
+        // Without the checksum a limit of 600 becomes one of 700.
+        assert!(refused > good.len() * 8, "{refused}");
+    }
+
+    #[test]
+    fn a_table_written_by_hand_needs_no_checksum_and_a_stamp_outlives_the_rest() {
+        let table = table();
+        let mut text = serde_json::to_string_pretty(&table).unwrap();
+        assert_eq!(LimitTable::decode(text.as_bytes()).unwrap(), table);
+        text = text.replace("\"interval_ms\": 2000", "\"interval_ms\": 0");
+        assert!(matches!(LimitTable::decode(text.as_bytes()), Err(TableError::Invalid { .. })));
+        assert_eq!(LimitTable::stamp_of(text.as_bytes()), Some(table.stamp));
+        assert_eq!(LimitTable::stamp_of(b"{\"epoch\":1"), None);
+        let spaced = [table.encode().unwrap(), b"\n".to_vec()].concat();
+        assert_eq!(LimitTable::decode(&spaced).unwrap(), table);
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! Everything counted is cumulative since the node's process started, so a lost report loses
 //! nothing and a report that comes twice counts once. `uptime_ms` is the node's own monotonic
-//! clock: rates are formed from it, never from arrival times.
+//! clock: rates are formed from it, never from arrival times. A field of a newer node is ignored.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::NACK_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
@@ -24,8 +25,20 @@ pub struct UsageReport {
     pub uptime_ms: u64,
     /// The table in force on the node; none before its first.
     pub applied: Option<Stamp>,
+    /// The last table offered, when the node could not take it and goes on with `applied`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nack: Option<Nack>,
     pub rows: Vec<UsageRow>,
     pub pools: BTreeMap<PoolId, PoolUsage>,
+}
+
+/// A table that a node refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nack {
+    /// None when not even that could be read.
+    pub stamp: Option<Stamp>,
+    /// One line, at most [`NACK_BYTES_MAX`].
+    pub reason: String,
 }
 
 /// Work of one model and tier since the node started.
@@ -100,7 +113,24 @@ impl UsageReport {
         if !printable {
             return Err(UsageError(format!("node must be 1 to {NAME_BYTES_MAX} printable bytes")));
         }
+        let nack = self.nack.as_ref().map_or("", |nack| &nack.reason);
+        if nack.len() > NACK_BYTES_MAX || nack.contains(char::is_control) {
+            return Err(UsageError(format!("nack.reason must be at most {NACK_BYTES_MAX} printable bytes")));
+        }
         Ok(())
+    }
+}
+
+// === impl Nack ===
+
+impl Nack {
+    /// Makes the reason one bounded line.
+    pub fn new(stamp: Option<Stamp>, reason: &str) -> Nack {
+        let mut line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        while line.len() > NACK_BYTES_MAX {
+            line.pop();
+        }
+        Nack { stamp, reason: line }
     }
 }
 

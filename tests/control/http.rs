@@ -12,7 +12,7 @@ use tidegate::publish::token::Token;
 use tidegate::wire::Stamp;
 use tokio::sync::mpsc;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const TOKEN: &str = "canary-89abcdef0123456789abcdef";
 
 struct Stand {
     server: Server,
@@ -143,7 +143,7 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
 
     let large = vec![b' '; (1 << 20) + 1];
     assert_eq!(call(addr, "POST /v1/usage", &auth, &large).await.status, 413);
-    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"nodes\":1}").await;
+    let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"node\":1}").await;
     assert_eq!(broken.status, 400);
     assert!(broken.text().contains("missing field `node` at line 2"), "{}", broken.text());
     let later = other.replace("{\"schema\":1", "{\"later\":{},\"schema\":1");

@@ -9,9 +9,11 @@
     reason = "a broken promise ends the test"
 )]
 
+mod clock;
 mod credentials;
 mod edits;
 mod http;
+mod metrics;
 mod observe;
 mod policies;
 mod presets;
@@ -19,5 +21,7 @@ mod program;
 mod prometheus;
 mod rollback;
 mod run;
+mod sources;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

@@ -39,11 +39,12 @@ fn silent(round: &PoolRound, replica: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_source_that_misbehaves_harms_only_itself() {
+async fn a02_a06_a_source_that_misbehaves_harms_only_itself() {
     let good = replica(PAGE).await.to_string();
     let open = serve(Manner::Answers(200, "application/openmetrics-text", format!("{PAGE}# EOF\n"))).await;
     let bad = [
         (serve(Manner::Dribbles).await, "no whole answer within 500ms"),
+        (serve(Manner::DribblesHead).await, "no whole answer within 500ms"),
         (serve(Manner::Mute).await, "no whole answer within 500ms"),
         (serve(Manner::BreaksOff(PAGE.to_owned())).await, "the answer broke off: "),
         (serve(Manner::Redirects(format!("http://{good}/metrics"))).await, "HTTP 302: redirects are not"),
@@ -90,7 +91,7 @@ async fn a_source_that_misbehaves_harms_only_itself() {
 }
 
 #[tokio::test]
-async fn a_flood_ends_at_its_cap() {
+async fn a03_a_flood_ends_at_its_cap() {
     let flood = serve(Manner::Floods).await.to_string();
     // A deadline of a second would end it too; on loopback 16 MiB take less.
     let (mut sources, _) = sources(&direct(vec![flood.clone()], Duration::from_secs(20)));
@@ -125,7 +126,7 @@ async fn a_prometheus_names_the_replicas() {
 }
 
 #[tokio::test]
-async fn a_prometheus_that_fails_says_nothing_about_replicas() {
+async fn a02_a_prometheus_that_fails_says_nothing_about_replicas() {
     let error = r#"{"status":"error","errorType":"bad_data","error":"1:3: parse error"}"#;
     let cases = [
         (nobody().await, "connection refused"),

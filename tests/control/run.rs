@@ -132,7 +132,7 @@ async fn without_any_good_policy_it_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_restart_continues_and_reuses_no_version() {
+async fn d10_a_restart_continues_and_reuses_no_version() {
     let place = Place::new().await;
     let running = place.start().await;
     let before = until("some ticks", async || {
@@ -202,7 +202,7 @@ async fn the_clock_goes_on_across_a_restart() {
 }
 
 #[tokio::test]
-async fn without_state_it_begins_above_what_nodes_report() {
+async fn d12_without_state_it_begins_above_what_nodes_report() {
     let place = Place::new().await;
     let mut options = place.options();
     options.collect = Some(Duration::from_secs(2));
@@ -220,7 +220,7 @@ async fn without_state_it_begins_above_what_nodes_report() {
 }
 
 #[tokio::test]
-async fn a_failing_disk_is_told_and_tables_go_on_under_an_epoch_of_their_own() {
+async fn d02_a_failing_disk_is_told_and_tables_go_on_under_an_epoch_of_their_own() {
     let place = Place::new().await;
     let mut options = place.options();
     // Every entry begins a new file.

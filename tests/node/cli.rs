@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use crate::support::node::*;
@@ -11,23 +12,27 @@ use http_body_util::BodyExt;
 use tidegate::unit::Dimension;
 use tokio::time::Instant;
 
+/// A line of some node's log held a credential.
+static LEAKED: AtomicBool = AtomicBool::new(false);
+
 /// Killed when a test ends, however it ends.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        assert!(std::thread::panicking() || !LEAKED.load(Ordering::Relaxed), "a credential in a log");
     }
 }
 
 impl Process {
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    async fn code(&mut self) -> Option<i32> {
+    pub async fn code(&mut self) -> Option<i32> {
         let mut code = None;
         until("the process to end", || {
             code = self.0.try_wait().unwrap();
@@ -38,7 +43,7 @@ impl Process {
     }
 }
 
-fn enforce(dir: &Path, arguments: &[&str]) -> Command {
+pub fn enforce(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     command
         .arg("enforce")
@@ -51,11 +56,15 @@ fn enforce(dir: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Both addresses from the line that says the node serves, and the lines after it.
-fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) {
+pub fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) {
     let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
+            if line.contains(CANARY) {
+                LEAKED.store(true, Ordering::Relaxed);
+                eprintln!("a credential in a log: {line}");
+            }
             let _ = sender.send(line);
         }
     });
@@ -68,7 +77,7 @@ fn addresses(process: &mut Process) -> (String, String, mpsc::Receiver<String>) 
     }
 }
 
-fn set_up(dir: &Path, upstream: &str) {
+pub fn set_up(dir: &Path, upstream: &str) {
     write_table(&dir.join("table.json"), &table(1, &[(Dimension::RequestsPerMinute, key_limit(600))]));
     std::fs::write(dir.join("keys.jsonl"), keys()).unwrap();
     let text = format!("node: n\nkeys: keys.jsonl\nupstreams:\n  main: {{urls: [\"{upstream}\"]}}\n");

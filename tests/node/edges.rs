@@ -94,6 +94,47 @@ async fn h01_clients_that_leave_anywhere_leave_nothing_behind() {
     assert_eq!(rig.answer(rig.chat("", true)).await.0, StatusCode::TOO_MANY_REQUESTS);
 }
 
+/// One step of the stream after the other: usage comes in the last but one.
+#[tokio::test]
+async fn h01_a_client_that_leaves_after_any_event_frees_its_slot_and_pays_for_what_it_saw() {
+    let mut limits = table(1, &[(TPM, key_limit(100_000_000))]);
+    limits.pools.values_mut().for_each(|pool| pool.output_cost_milli = 1_000);
+    let rig = Rig::start(&limits).await;
+    let whole = raw("steps", true);
+    let (mut took, mut before) = (Vec::new(), 0);
+    for events in 0..=OUTPUT as usize + 1 {
+        for reset in [false, true] {
+            let mut socket = TcpStream::connect(rig.node.proxy).await.unwrap();
+            socket.write_all(&whole).await.unwrap();
+            if events == 0 {
+                let sent = rig.upstream.requests();
+                until("the request to be in flight", || rig.report().pools["p"].in_flight == 1).await;
+                until("the upstream to have it", || rig.upstream.requests() >= sent.max(1)).await;
+            }
+            let mut seen = Vec::new();
+            while seen.windows(6).filter(|window| window == b"data: ").count() < events {
+                let mut some = [0; 512];
+                let read = timed(socket.read(&mut some)).await.unwrap();
+                assert!(read > 0, "the stream ended early");
+                seen.extend_from_slice(&some[..read]);
+            }
+            if reset {
+                socket2_linger(&socket);
+            }
+            drop(socket);
+            let left = tokio::time::Instant::now();
+            let (_, work) = rig.settled().await;
+            took.push(left.elapsed());
+            // Eleven tokens in, and either the usage or what was reserved.
+            assert!(work - before >= INPUT, "{events} events, reset {reset}: {} work", work - before);
+            before = work;
+        }
+    }
+    took.sort_unstable();
+    // The middle one: the machine may pause in any single case.
+    assert!(took[took.len() / 2] <= Duration::from_secs(1), "{took:?}");
+}
+
 #[expect(deprecated, reason = "zero seconds never block, which is what the deprecation is about")]
 fn socket2_linger(socket: &TcpStream) {
     socket.set_linger(Some(Duration::ZERO)).unwrap();

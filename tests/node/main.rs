@@ -9,8 +9,11 @@
     reason = "a broken promise ends the test"
 )]
 
+mod abuse;
+mod away;
 mod cli;
 mod edges;
+mod flood;
 mod follow;
 mod openai;
 mod proxy;

@@ -141,7 +141,7 @@ async fn a_route_names_the_model_of_a_body_without_one() {
 async fn i04_identity_and_hop_by_hop_headers_stay_here() {
     let rig = Rig::with(&table(1, &[]), |config| {
         let upstream = config.routing.upstreams.get_mut("main").unwrap();
-        upstream.credential = Some(Secret::new("upstream-credential"));
+        upstream.credential = Some(Secret::new("canary-upstream"));
     })
     .await;
     let mut request = rig.chat("", false);
@@ -162,7 +162,7 @@ async fn i04_identity_and_hop_by_hop_headers_stay_here() {
     let mut names: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["authorization", "content-length", "content-type", "host", "x-keep"]);
-    assert_eq!(headers["authorization"], "Bearer upstream-credential");
+    assert_eq!(headers["authorization"], "Bearer canary-upstream");
     assert_eq!(path, "/v1/chat/completions");
 }
 
@@ -295,7 +295,7 @@ async fn bodies_of_unknown_length_do_not_use_up_the_room() {
 }
 
 #[tokio::test]
-async fn h02_an_upstream_that_hangs_is_given_up() {
+async fn h02_an_upstream_that_never_answers_is_given_up() {
     let rig = Rig::with(&table(1, &[]), |config| {
         (config.caps.first_byte_seconds, config.caps.answer_seconds) = (1, 2);
     })
@@ -308,6 +308,71 @@ async fn h02_an_upstream_that_hangs_is_given_up() {
         assert_eq!(began.elapsed().as_secs(), least);
     }
     assert_eq!(rig.settled().await.0, 2);
+}
+
+/// A listener whose queue is full: connecting to it takes forever.
+fn full_listener() -> (std::net::SocketAddr, Vec<Box<dyn std::any::Any>>) {
+    let listener = tokio::net::TcpSocket::new_v4().unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held: Vec<Box<dyn std::any::Any>> = vec![Box::new(listener.listen(1).unwrap())];
+    loop {
+        let timeout = Duration::from_millis(200);
+        match std::net::TcpStream::connect_timeout(&address, timeout) {
+            Ok(socket) => held.push(Box::new(socket)),
+            Err(_) => return (address, held),
+        }
+    }
+}
+
+#[tokio::test]
+async fn h02_an_upstream_that_hangs_while_connecting_or_between_chunks_is_given_up() {
+    let (address, _held) = full_listener();
+    let rig = Rig::with(&table(1, &[(TPM, key_limit(1_000_000))]), |config| {
+        config.caps.connect_seconds = 1;
+        config.routing.upstreams.get_mut("main").unwrap().urls = vec![format!("http://{address}")];
+    })
+    .await;
+    let (status, _, body) = rig.answer(rig.chat("", true)).await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY, "{body}");
+    assert_eq!(rig.settled().await, (0, 0), "nothing was sent, so nothing is owed");
+
+    let rig =
+        Rig::with(&table(1, &[(TPM, key_limit(1_000_000))]), |config| config.caps.idle_seconds = 1).await;
+    let mut body = rig.send(rig.chat("pause", true)).await.into_body();
+    let mut pieces = 0;
+    let end = loop {
+        match timed(body.frame()).await {
+            Some(Ok(_)) => pieces += 1,
+            other => break other,
+        }
+    };
+    assert!(pieces > 0 && end.is_some_and(|frame| frame.is_err()), "cut off, not ended as if complete");
+    // What was reserved stays: nobody knows what the upstream has done since.
+    assert_eq!(rig.settled().await, (1, 106));
+    assert_eq!(rig.report().pools["p"].upstream_errors, 1);
+}
+
+#[tokio::test]
+async fn h05_absurd_bounds_are_400_and_the_largest_sane_one_is_reserved() {
+    let rig = Rig::start(&table(1, &[(TPM, key_limit(1_000_000))])).await;
+    for field in ["max_tokens", "max_completion_tokens", "n", "best_of"] {
+        for bad in ["-1", "2147483648", "9223372036854775808", "1e18", "\"7\"", "[1]", "1.5"] {
+            let text = format!("{{\"model\":\"m\",\"{field}\":{bad}}}");
+            let mut request = rig.chat("", false);
+            *request.body_mut() = http_body_util::Full::from(text);
+            let (status, _, body) = rig.answer(request).await;
+            assert_eq!(
+                (status, body.contains(field)),
+                (StatusCode::BAD_REQUEST, true),
+                "{field} {bad}: {body}"
+            );
+        }
+    }
+    assert_eq!((rig.upstream.requests(), rig.settled().await), (0, (0, 0)));
+    let body = json!({"model": "m", "max_tokens": 0, "user": "nousage", "messages": []});
+    assert_eq!(rig.answer(rig.post("/v1/chat/completions", &body)).await.0, StatusCode::OK);
+    assert_eq!(rig.settled().await.0, 1);
 }
 
 #[tokio::test]
@@ -339,7 +404,7 @@ async fn a_dead_replica_is_passed_over_and_a_dead_pool_releases_everything() {
 #[tokio::test]
 async fn the_admin_listener_shows_what_is_in_force() {
     let rig = Rig::with(&table(7, &[(RPM, key_limit(60))]), |config| {
-        config.admin_token = Some(Secret::new("operator"));
+        config.admin_token = Some(Secret::new("canary-operator"));
     })
     .await;
     rig.answer(rig.chat("", false)).await;
@@ -365,7 +430,7 @@ async fn the_admin_listener_shows_what_is_in_force() {
     *reload.uri_mut() = format!("http://{admin}/-/reload").parse().unwrap();
     let mut granted = reload.clone();
     assert_eq!(rig.answer(reload).await.0, StatusCode::UNAUTHORIZED);
-    granted.headers_mut().insert("authorization", "Bearer operator".parse().unwrap());
+    granted.headers_mut().insert("authorization", "Bearer canary-operator".parse().unwrap());
     assert_eq!(rig.answer(granted).await.0, StatusCode::OK);
 
     let mut exposed = config(rig.dir.path(), &[rig.upstream.url()]);

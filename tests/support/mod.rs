@@ -10,6 +10,7 @@
     reason = "a broken promise ends the test"
 )]
 
+pub mod large;
 pub mod node;
 pub mod program;
 pub mod prometheus;
@@ -124,6 +125,8 @@ pub enum Manner {
     Answers(u16, &'static str, String),
     /// 200, then a byte every second.
     Dribbles,
+    /// A byte every second, from the first of its head on.
+    DribblesHead,
     /// Accepts and never says anything.
     Mute,
     /// 200, then megabytes without end.
@@ -215,7 +218,7 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
             format!("HTTP/1.1 200 X\r\ncontent-type: {TEXT}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
         }
         Manner::Dribbles | Manner::Floods => "HTTP/1.1 200 X\r\nconnection: close\r\n\r\n".to_owned(),
-        Manner::Mute => String::new(),
+        Manner::Mute | Manner::DribblesHead => String::new(),
     };
     if stream.write_all(text.as_bytes()).await.is_err() {
         return false;
@@ -225,6 +228,15 @@ async fn answer(stream: &mut TcpStream, manner: &Manner) -> bool {
         Manner::BreaksOff(_) => false,
         Manner::Mute => {
             tokio::time::sleep(LONG).await;
+            false
+        }
+        Manner::DribblesHead => {
+            for byte in "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".bytes() {
+                if stream.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
             false
         }
         Manner::Dribbles => {

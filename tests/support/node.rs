@@ -33,7 +33,8 @@ use tidegate::unit::{Dimension, Limit, PPM, WorkUnit};
 use tidegate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, UsageReport};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// A credential as no output may show it: whoever finds `canary` in one has found a leak.
+/// What every credential of the tests holds and no output may show.
+pub const CANARY: &str = "canary-";
 pub const KEY: &str = "canary-key";
 pub type Boxed = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
 pub type Http = Client<HttpConnector, Full<Bytes>>;
@@ -101,7 +102,8 @@ pub fn key_line(key: &str, account: Option<&str>) -> String {
 
 /// What the upstream does is written in the request's `user` field:
 /// `slow` (a chunk every 20 ms, endless), `die` (three chunks, then the connection breaks),
-/// `open` (complete, but the connection's end never comes), `gzip` (a stream nobody can read),
+/// `pause` (two chunks, then nothing more ever), `steps` (served well, an event every 30 ms), `much`
+/// (64 kB a chunk, endless), `open` (complete, but the connection's end never comes), `gzip` (a stream nobody can read),
 /// `hang` (no answer), `500`, `400`, `nousage`; anything else is served well.
 pub struct Upstream {
     pub address: SocketAddr,
@@ -190,15 +192,23 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
     let mut lines: Vec<Bytes> = events.iter().map(|event| format!("data: {event}\n\n").into()).collect();
     lines.push(Bytes::from_static(b"data: [DONE]\n\n"));
     let first = lines[0].clone();
+    let much = Bytes::from(format!("data: {{\"choices\":[{{}}],\"x\":\"{}\"}}\n\n", "x".repeat(1 << 16)));
     let encoded = behave == "gzip";
     let frames = stream::unfold(0_usize, move |at| {
         let (line, behave, first) = (lines.get(at).cloned(), behave.clone(), first.clone());
+        let much = much.clone();
         async move {
             let item = match behave.as_str() {
                 "slow" => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Ok(first)
                 }
+                "pause" if at == 2 => std::future::pending().await,
+                "steps" => {
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    Ok(line?)
+                }
+                "much" => Ok(much.clone()),
                 "die" if at == 3 => {
                     // The pieces before it are on the wire first.
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -300,10 +310,14 @@ impl Rig {
     }
 
     /// Status, headers and the whole body.
+    ///
+    /// No answer of a node, admin listener and metrics included, may show a credential.
     pub async fn answer(&self, request: Request<Full<Bytes>>) -> (StatusCode, HeaderMap, String) {
         let (parts, body) = self.send(request).await.into_parts();
         let body = timed(body.collect()).await.unwrap().to_bytes();
-        (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(!format!("{:?} {text}", parts.headers).contains(CANARY), "{:?} {text}", parts.headers);
+        (parts.status, parts.headers, text)
     }
 
     pub async fn get(&self, at: SocketAddr, path: &str) -> (StatusCode, HeaderMap, String) {

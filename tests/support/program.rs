@@ -27,12 +27,17 @@ impl Drop for Program {
 impl Program {
     /// Policies are in `policies` and the state in `state`; returns once it listens.
     pub fn start(dir: &Path, listen: &str) -> Program {
+        Program::start_with(dir, listen, &[])
+    }
+
+    pub fn start_with(dir: &Path, listen: &str, environment: &[(&str, &Path)]) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
             .args(["control", "--listen", listen, "--log-format", "json"])
             .arg("--policies")
             .arg(dir.join("policies"))
             .arg("--state")
             .arg(dir.join("state"))
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -56,3 +56,11 @@ impl Prometheus {
         format!("http://{}", self.addr)
     }
 }
+
+/// `promtool`, which comes with Prometheus: beside it, or on the path.
+pub fn promtool() -> Command {
+    let beside = std::env::var_os("TIDEGATE_PROMETHEUS")
+        .map(|program| Path::new(&program).with_file_name("promtool"))
+        .filter(|program| program.is_file());
+    Command::new(beside.unwrap_or_else(|| "promtool".into()))
+}

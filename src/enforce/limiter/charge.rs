@@ -120,9 +120,11 @@ impl Limiter {
         let rules = row.rules;
         let context = rules.as_ref().zip(held.as_ref()).map(|(rules, held)| (rules, held, now));
         correct(&ticket, &mut row.buckets, Scope::Tier, &actual, context);
-        if let Some(key) = ticket.key.and_then(|slot| keys.state_mut(slot)) {
-            key.in_flight = key.in_flight.saturating_sub(1);
-            correct(&ticket, &mut key.buckets, Scope::Key, &actual, context);
+        if let Some(slot) = ticket.key {
+            keys.release(slot, |key| {
+                key.in_flight = key.in_flight.saturating_sub(1);
+                correct(&ticket, &mut key.buckets, Scope::Key, &actual, context);
+            });
         }
     }
 

@@ -92,23 +92,31 @@ impl Limiter {
         Ok(offer)
     }
 
-    /// Takes the table of a former life: expired already, so that it steers toward `safe` from
-    /// here on until a controller renews it. Nothing happens when a newer one is held.
+    /// [`Limiter::restore_aged`] for a table that was valid until just now.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&mut self, table: LimitTable, now: Instant) -> Result<(), TableError> {
+        self.restore_aged(table, Duration::ZERO, now)
+    }
+
+    /// Takes the table of a former life, last renewed `age` ago: expired already, so that it steers
+    /// toward `safe` from here on until a controller renews it, and no further up than it was when
+    /// the former life ended. Nothing happens when a newer one is held.
     ///
     /// `now` must lie at least the table's validity above zero for that; a shell starts its clock
     /// accordingly.
     ///
     /// # Errors
     /// The table is not valid.
-    pub fn restore(&mut self, table: LimitTable, now: Instant) -> Result<(), TableError> {
+    pub fn restore_aged(&mut self, table: LimitTable, age: Duration, now: Instant) -> Result<(), TableError> {
         table.validate()?;
         if self.held.as_ref().is_some_and(|held| held.stamp() >= table.stamp) {
             return Ok(());
         }
         self.rows.apply(&table, &self.node)?;
-        let valid_for = Duration::from_millis(table.valid_for_ms);
-        let nanos = u64::try_from(valid_for.as_nanos()).unwrap_or(u64::MAX);
-        self.held = Some(Held::fresh(table, Instant(now.0.saturating_sub(nanos))));
+        let age = age.max(Duration::from_millis(table.valid_for_ms));
+        self.held = Some(Held::fresh(table, now - age));
         Ok(())
     }
 
@@ -122,6 +130,11 @@ impl Limiter {
             Ok(found) => found,
             Err(reason) => return refuse(reason, RETRY_ZERO),
         };
+        let place = rows.get(found).and_then(|row| {
+            row.rules.filter(Rules::counts_keys)?;
+            let name = KeyName { key: request.key, model: row.model_index };
+            Some((name, keys.place(&name, |state| is_idle(state, rows, held, now))))
+        });
         let Some((row, pool)) = rows.pair(found) else {
             return refuse(RefusalReason::UnknownModel, RETRY_ZERO);
         };
@@ -130,15 +143,10 @@ impl Limiter {
         };
         let costs = row.costs(&rules, request);
         row.counted.offered.add(costs.work);
-        let place = rules.counts_keys().then(|| {
-            let name = KeyName { key: request.key, model: row.model_index };
-            let live = row.model_rules.as_slice();
-            (name, keys.place(&name, |state| is_idle(state, live, held, now)))
-        });
         let mut worst = Worst::default();
         row.test_tier(&rules, held, now, &costs, &mut worst);
         if let Some((name, place)) = place {
-            test_key(keys, place, name.model, &rules, held, now, &costs, &mut worst);
+            test_key(keys, place, &name, &rules, held, now, &costs, &mut worst);
         }
         if let Some(refusal) = worst.0 {
             row.counted.refused_limit.add(costs.work);
@@ -220,15 +228,15 @@ impl Limiter {
 fn test_key(
     keys: &mut Keys,
     place: Place,
-    model: usize,
+    name: &KeyName,
     rules: &Rules,
     held: &Held,
     now: Instant,
     costs: &Costs,
     worst: &mut Worst,
 ) {
-    let in_flight = keys.in_flight(place);
-    if let Some(state) = keys.view(place, model) {
+    let in_flight = keys.in_flight(name, place);
+    if let Some(state) = keys.view(place, name.model) {
         test_rates(&mut state.buckets, Scope::Key, rules, held, now, costs, worst);
     }
     test_count(in_flight, Scope::Key, rules, held, now, worst);
@@ -273,8 +281,8 @@ fn test_count(in_flight: u64, scope: Scope, rules: &Rules, held: &Held, now: Ins
 
 /// Full in every bucket under the limits of its own row. A key whose row left the table is full
 /// when nothing is left of its use at the last known rate.
-fn is_idle(state: &KeyState, live: &[(usize, Rules)], held: &Held, now: Instant) -> bool {
-    let rules = live.iter().find(|(row, _)| *row == state.row).map(|(_, rules)| rules);
+fn is_idle(state: &KeyState, rows: &Rows, held: &Held, now: Instant) -> bool {
+    let rules = rows.get(state.row).and_then(|row| row.rules.as_ref());
     state.buckets.iter().enumerate().all(|(at, bucket)| {
         let entry = rules.and_then(|rules| rules.limits.get(at).copied().flatten());
         let rate = entry.and_then(|entry| {

@@ -3,7 +3,6 @@
 //! States outlive tables: a row that leaves a table and returns finds its counters as they were.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::Portion;
@@ -40,8 +39,6 @@ pub struct RowState {
     pub tier: TierId,
     /// What the table in force says; none when it has no such row.
     pub rules: Option<Rules>,
-    /// The rules of every live row of the model, by row: a key may have been here under another.
-    pub model_rules: Arc<Vec<(usize, Rules)>>,
     pub buckets: [Bucket; 3],
     pub in_flight: u64,
     /// Learned output tokens of a request.
@@ -124,7 +121,6 @@ impl Rows {
                 }
             }
         }
-        self.link();
         Ok(())
     }
 
@@ -171,22 +167,6 @@ impl Rows {
         self.pool_names.iter().filter_map(|(name, at)| self.pools.get(*at).map(|pool| (name, pool)))
     }
 
-    /// Gives every row of a model the rules of all of them.
-    fn link(&mut self) {
-        for model in self.models.values() {
-            let live = model.tiers.values().filter_map(|at| {
-                let rules = self.rows.get(*at)?.rules?;
-                Some((*at, rules))
-            });
-            let live = Arc::new(live.collect::<Vec<_>>());
-            for at in model.tiers.values() {
-                if let Some(row) = self.rows.get_mut(*at) {
-                    row.model_rules = Arc::clone(&live);
-                }
-            }
-        }
-    }
-
     fn unknown(&self, table: &LimitTable) -> usize {
         let known =
             |row: &&Row| self.models.get(&row.model).is_some_and(|model| model.tiers.contains_key(&row.tier));
@@ -224,7 +204,6 @@ impl Rows {
             model_index: entry.index,
             tier: tier.clone(),
             rules: None,
-            model_rules: Arc::default(),
             buckets: [Bucket::default(); 3],
             in_flight: 0,
             output: None,

@@ -1,5 +1,9 @@
 //! The limiter's promises, one test each; the seeded ones compare with a model in floating point.
 
+#[cfg(feature = "sim")]
+mod extremes;
+#[cfg(feature = "sim")]
+mod keys;
 mod pools;
 #[cfg(feature = "sim")]
 mod seeded;
@@ -271,7 +275,7 @@ fn zero_means_zero_and_unlimited_is_no_test() {
 }
 
 #[test]
-fn a9_forgetting_a_key_never_refills_it() {
+fn i02_a9_forgetting_a_key_never_refills_it() {
     let mut limiter = Limiter::new("n".into(), 4);
     limiter.offer(table(1, &[(RPM, entry(M, Limit::Finite(60)))]), START).unwrap();
     for key in 0..4 {
@@ -299,7 +303,7 @@ fn a9_forgetting_a_key_never_refills_it() {
 }
 
 #[test]
-fn a9_a_key_that_leaves_the_overflow_takes_its_use_along() {
+fn i02_a9_a_key_that_leaves_the_overflow_takes_its_use_along() {
     let mut limiter = Limiter::new("n".into(), 2);
     limiter.offer(table(1, &[(RPM, entry(M, Limit::Finite(60)))]), START).unwrap();
     let ticket = admitted(limiter.admit(START, &request("a", 0)));
@@ -318,7 +322,7 @@ fn a_changed_tier_keeps_what_the_key_has_used() {
 }
 
 #[test]
-fn z8_absurd_numbers_saturate() {
+fn h07_z8_absurd_numbers_saturate() {
     let mut limiter = limiter(table(1, &[(TPM, only(1 << 52, Limit::Finite(1 << 52)))]));
     let mut absurd = request("a", 1);
     (absurd.input_tokens, absurd.output_max, absurd.images) = (u64::MAX, Some(u64::MAX), u64::MAX);

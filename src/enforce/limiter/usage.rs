@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::bounds::NACK_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
 use crate::unit::{Instant, ModelId, PoolId, TierId};
@@ -55,7 +56,7 @@ impl Limiter {
     /// Cumulative counters since `started`. Rows nobody asked for are left out, and what would
     /// not fit a report is.
     pub fn report(&self, now: Instant, started: Instant, instance: u64) -> UsageReport {
-        let mut bytes = 0;
+        let mut bytes = ROW_BYTES + 2 * NACK_BYTES_MAX;
         let pools = self.rows.pools().take(REPORT_ROWS_MAX).map(|(name, pool)| {
             bytes += ROW_BYTES + 2 * name.as_str().len();
             (name.clone(), pool.usage())
@@ -80,6 +81,7 @@ impl Limiter {
             instance,
             uptime_ms: u64::try_from(now.since(started).as_millis()).unwrap_or(u64::MAX),
             applied: self.held.as_ref().map(crate::wire::Held::stamp),
+            nack: None,
             rows: rows.collect(),
             pools,
         }

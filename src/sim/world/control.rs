@@ -4,10 +4,11 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::control::{Controller, Tick};
-use crate::observe::Round;
+use crate::observe::{PoolRound, Round};
 use crate::sim::check::Promise;
-use crate::sim::world::{Event, PAST_TABLES, POOL, REPORT_EVERY, World};
-use crate::unit::PoolId;
+use crate::sim::sources::Truth;
+use crate::sim::world::{Event, PAST_TABLES, POOL, REPORT_EVERY, Seen, World};
+use crate::unit::{Instant, PoolId};
 use crate::wire::{Held, LimitTable, Offer};
 
 impl World {
@@ -17,7 +18,8 @@ impl World {
             return;
         }
         let mut round = Round { usage: std::mem::take(&mut self.inbox), ..Round::default() };
-        round.pools.insert(PoolId::new(POOL), self.plant.scrape(self.now));
+        let scraped = self.plant.scrape(self.now);
+        round.pools.insert(PoolId::new(POOL), scraped.clone());
         let tick = controller.tick(self.now, &round);
         self.journal = Some(controller.state().clone());
         let interval = self.policy.interval.as_secs_f64();
@@ -25,10 +27,11 @@ impl World {
         if let Ok(bytes) = tick.table.encode() {
             bytes.hash(&mut self.tables);
         }
+        self.outcome.table = Some(Arc::clone(&tick.table));
         for (promise, detail) in self.publications.published(self.now, &tick) {
             self.break_promise(promise, detail);
         }
-
+        self.judge_sources(&tick, &scraped);
         self.restart_continues(&tick);
         let alive = self.plant.alive() as f64 * self.scenario.replica_rate;
         for detail in self.health.ticked(self.now, &tick, alive) {
@@ -43,6 +46,50 @@ impl World {
                 let delay = self.scenario.delay * self.chance.between(0.5, 1.5);
                 self.after(delay, Event::Deliver { node, table: Arc::clone(&tick.table) });
             }
+        }
+    }
+
+    fn judge_sources(&mut self, tick: &Tick, scraped: &PoolRound) {
+        let Some(pool) = tick.pools.values().next() else { return };
+        let truth = Truth {
+            rate: self.scenario.replica_rate,
+            alive: self.plant.alive(),
+            untrue: self.plant.untrue(),
+            resumed: std::mem::take(&mut self.resumed),
+        };
+        for (promise, detail) in self.sources.ticked(self.now, pool, scraped, &truth) {
+            self.break_promise(promise, detail);
+        }
+        let grants = self.policy.models.values().flat_map(|model| model.tiers.values());
+        self.outcome.seen.push(Seen {
+            at: self.now.seconds_since(Instant::ZERO),
+            budget: pool.decision.budget,
+            capacity: pool.estimate.capacity,
+            ready: pool.estimate.ready,
+            freshness: pool.estimate.freshness,
+            safe: grants.map(|grant| grant.safe as f64 / 60.0).sum(),
+        });
+    }
+
+    /// The process stands still: no tick, and nobody is heard.
+    pub(super) fn pause(&mut self, seconds: f64) {
+        if self.controller.is_some() && !self.paused {
+            self.paused = true;
+            self.health.generation += 1;
+            let generation = self.health.generation;
+            self.after(seconds, Event::Resume { generation });
+        }
+    }
+
+    /// It goes on where it stood: the tick that was due happens at once, and once.
+    pub(super) fn resume(&mut self, generation: u64) {
+        if !self.paused || generation != self.health.generation {
+            return;
+        }
+        self.paused = false;
+        if self.controller.is_some() {
+            self.resumed = true;
+            self.tick(generation);
         }
     }
 
@@ -118,8 +165,10 @@ impl World {
         self.restarted = state.is_some().then_some(self.health.budget);
         if state.is_none() {
             self.publications.state_lost();
+            self.sources.state_lost();
         }
         self.controller = Some(Controller::new(Arc::clone(&self.policy), state.unwrap_or_default()));
+        (self.paused, self.resumed) = (false, false);
         self.health.generation += 1;
         self.learned = self.now + 3 * self.policy.interval;
         let interval = self.policy.interval.as_secs_f64();

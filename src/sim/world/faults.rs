@@ -15,8 +15,13 @@ impl World {
         match fault {
             Fault::Die { replicas } => replicas.into_iter().for_each(|at| self.die(at)),
             Fault::Revive { replicas } => replicas.into_iter().for_each(|at| self.plant.revive(at)),
-            Fault::Mute { replicas } => replicas.into_iter().for_each(|at| self.plant.mute(at, true)),
-            Fault::Unmute { replicas } => replicas.into_iter().for_each(|at| self.plant.mute(at, false)),
+            Fault::Show { replicas, untrue } => {
+                replicas.into_iter().for_each(|at| self.plant.show(at, untrue));
+            }
+            Fault::ResetCounters { replicas } => {
+                replicas.into_iter().for_each(|at| self.plant.reset_counters(at));
+            }
+            Fault::Pause { seconds } => self.pause(seconds),
             Fault::Slow { replica, part } => self.plant.slow(replica, part, &self.scenario),
             // A controller that just lost its state has only the nodes to learn its past from.
             Fault::Partition { node } if self.controller.is_some() && self.now >= self.learned => {
@@ -104,6 +109,9 @@ impl World {
     }
 
     fn put_in_force(&mut self, policy: Policy) {
+        if policy.digest == self.policy.digest {
+            return;
+        }
         self.policy = Arc::new(policy);
         if let Some(controller) = &mut self.controller {
             controller.set_policy(Arc::clone(&self.policy));
@@ -114,7 +122,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         for at in 0..self.plant.count() {
             self.plant.revive(at);
-            self.plant.mute(at, false);
+            self.plant.show(at, None);
             self.plant.slow(at, 1.0, &self.scenario);
         }
         for at in 0..self.nodes.len() {
@@ -122,6 +130,7 @@ impl World {
         }
         self.floods.fill(1.0);
         self.scenario.hang_ups = 0.0;
+        self.resume(self.health.generation);
         self.begin(true);
         self.put_in_force(self.scenario.policy.clone());
     }

@@ -1,0 +1,5 @@
+//! Searches for an input that breaks `properties::http`.
+// No `forbid(unsafe_code)` in the targets: libFuzzer calls an exported symbol, which the macro makes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tidegate_fuzz::properties::http::check(data));
