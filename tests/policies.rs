@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use tidegate::bounds::POLICY_FILE_BYTES_MAX;
 use tidegate::bounds::POLICY_FILES_MAX;
-use tidegate::policy::diagnostic::render;
+use tidegate::policy::compare;
+use tidegate::policy::diagnostic::{Placed, render};
+use tidegate::policy::file::{self, Kind, Node};
 use tidegate::policy::load::{Loaded, load, load_bytes};
+use tidegate::policy::report::Report;
 use tidegate::policy::{OutputCost, Policy, SourcePolicy};
 use tidegate::unit::{Dimension, Limit};
 
@@ -56,7 +59,7 @@ fn bad_policies() -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_bad_policy_prints_exactly_what_stands_beside_it() {
+fn c01_c02_c03_c04_c08_c09_c15_every_bad_policy_prints_exactly_what_stands_beside_it() {
     let cases = bad_policies();
     assert!(cases.len() >= 30, "only {} cases", cases.len());
     let regenerate = std::env::var_os("TIDEGATE_REGENERATE").is_some();
@@ -198,7 +201,7 @@ fn blocks() -> Vec<(usize, usize)> {
 }
 
 #[test]
-fn dropping_any_field_is_an_error_or_widens_nothing() {
+fn c04_dropping_any_field_is_an_error_or_widens_nothing() {
     let good = one(GOOD).expect("good").policy;
     let mut refused = 0;
     for (from, to) in blocks() {
@@ -213,8 +216,130 @@ fn dropping_any_field_is_an_error_or_widens_nothing() {
     assert_eq!(blocks().len() - refused, 6, "a required field became optional, or the other way round");
 }
 
+/// A mapping's entry anywhere in a policy: the way to it, by name.
+type Way = Vec<String>;
+
+fn ways(node: &Node, way: &Way, found: &mut Vec<Way>) {
+    match &node.kind {
+        Kind::Map(entries) => {
+            for (name, node) in entries {
+                let way: Way = way.iter().cloned().chain([name.value.clone()]).collect();
+                found.push(way.clone());
+                ways(node, &way, found);
+            }
+        }
+        Kind::List(items) => items.iter().for_each(|item| ways(item, way, found)),
+        _ => {}
+    }
+}
+
+/// The policy as JSON, which is YAML too, with the entry at the end of `way` left out (`None`), or
+/// changed into another name and value.
+fn emit(node: &Node, way: &[String], change: &dyn Fn(&str, String) -> Option<String>) -> String {
+    let quoted = |text: &str| serde_json::to_string(text).expect("JSON");
+    match &node.kind {
+        Kind::Null => "null".to_owned(),
+        Kind::Text(text) => quoted(text),
+        Kind::List(items) => {
+            let items: Vec<String> = items.iter().map(|item| emit(item, &[], change)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Kind::Map(entries) => {
+            let entry = |(name, node): &(Placed<String>, Node)| match way {
+                [last] if *last == name.value => change(&name.value, emit(node, &[], change)),
+                [first, rest @ ..] if *first == name.value => {
+                    Some(format!("{}: {}", quoted(&name.value), emit(node, rest, change)))
+                }
+                _ => Some(format!("{}: {}", quoted(&name.value), emit(node, &[], change))),
+            };
+            format!("{{{}}}", entries.iter().filter_map(entry).collect::<Vec<String>>().join(",\n"))
+        }
+    }
+}
+
+/// Every policy that is shown to people, and the one of these tests.
+fn examples() -> Vec<(String, String)> {
+    let mut examples = vec![("GOOD".to_owned(), GOOD.to_owned())];
+    for entry in fs::read_dir(root("policies")).expect("policies") {
+        let path = entry.expect("an entry").path();
+        examples.push((path.display().to_string(), fs::read_to_string(path).expect("read")));
+    }
+    let readme = fs::read_to_string(root("README.md")).expect("the README");
+    for block in readme.split("<!-- policy -->\n```yaml\n").skip(1) {
+        let text = block.split("```").next().expect("a block");
+        examples.push(("README.md".to_owned(), text.to_owned()));
+    }
+    examples
+}
+
 #[test]
-fn a_field_without_a_value_is_an_error() {
+fn c04_no_field_of_any_example_may_be_null_unknown_or_dropped_to_widen_a_limit_in_silence() {
+    let (mut refused, mut narrower, mut told) = (0, 0, 0);
+    for (name, text) in examples() {
+        let good = one(&text).unwrap_or_else(|printed| panic!("{name}: {printed}")).policy;
+        let tree = file::read("a.yaml", text.as_bytes(), &mut Report::default()).expect("YAML");
+        let unchanged = emit(&tree, &[], &|_, _| None);
+        assert_eq!(one(&unchanged).expect("the same").policy.models, good.models, "{name}");
+        let mut all = Vec::new();
+        ways(&tree, &Way::new(), &mut all);
+        assert!(all.len() > 20, "{name}: {} fields", all.len());
+        for way in &all {
+            let place = format!("{name}: {}", way.join("."));
+            let quoted = |text: &str| serde_json::to_string(text).expect("JSON");
+            for nothing in ["null", "~", "", "\"\"", "{}", "[]"] {
+                let text = emit(&tree, way, &|name, _| Some(format!("{}: {nothing}", quoted(name))));
+                match one(&text) {
+                    Err(_) => refused += 1,
+                    // An empty mapping of optional fields, an empty user name: no limit is meant.
+                    Ok(taken) => {
+                        assert!(!["null", "~", ""].contains(&nothing), "{place} taken as `{nothing}`");
+                        // Emptied, an override is one that was dropped: that is told.
+                        let wider = widened(&good, &taken.policy).is_some();
+                        let overrides = way.first().is_some_and(|first| first == "models") && way.len() > 2;
+                        assert!(!wider || overrides, "{place} taken as `{nothing}`");
+                        assert_eq!(wider, !compare::widened(&good, &taken.policy).is_empty(), "{place}");
+                        *(if wider { &mut told } else { &mut narrower }) += 1;
+                    }
+                }
+            }
+            // A name of one's own may be another; a field's may not.
+            let names = ["pools", "models", "tiers"];
+            let own = way.len() > 1 && names.contains(&way[way.len() - 2].as_str());
+            if !own {
+                let text = emit(&tree, way, &|name, value| {
+                    Some(format!("{}: {value}", quoted(&format!("{name}x"))))
+                });
+                assert!(one(&text).is_err(), "{place} taken under another name");
+                refused += 1;
+            }
+            let Ok(dropped) = one(&emit(&tree, way, &|_, _| None)) else {
+                refused += 1;
+                continue;
+            };
+            let lines = compare::widened(&good, &dropped.policy);
+            match widened(&good, &dropped.policy) {
+                None => {
+                    narrower += 1;
+                    assert!(lines.is_empty(), "{place}: {lines:?}");
+                }
+                // What may be left out and limits: the edit's widening is told when it is taken.
+                Some(wider) => {
+                    told += 1;
+                    assert!(!lines.is_empty(), "{place} silently: {wider}");
+                    let fields = ["safe", "tier_limits", "unit"];
+                    let last = way.last().expect("a field").as_str();
+                    let overrides = way.first().is_some_and(|first| first == "models") && way.len() > 2;
+                    assert!(overrides || fields.contains(&last), "{place}: {wider}");
+                }
+            }
+        }
+    }
+    eprintln!("{refused} refused, {narrower} not wider, {told} wider and told");
+    assert!(refused > 500 && narrower > 20 && told > 0);
+}
+
+#[test]
+fn c04_a_field_without_a_value_is_an_error() {
     for (from, to) in blocks() {
         for nothing in ["", " ~", " null", " {}", " []", " ''"] {
             let mut lines: Vec<String> = GOOD.lines().map(str::to_owned).collect();
@@ -264,7 +389,7 @@ fn a_policy_becomes_a_table_that_fits_or_is_refused() {
 
 /// Replaces one value after another by each of these.
 #[test]
-fn no_other_value_means_unlimited() {
+fn c15_no_other_value_means_unlimited() {
     for line in GOOD.lines().filter(|line| line.contains(" tpm")) {
         let (name, _) = line.split_once(':').expect("a field");
         for value in [
@@ -289,8 +414,8 @@ fn no_other_value_means_unlimited() {
 /// inside a value: `9M tpm` cut to `9M tp` is no value, `400k tpm, 40 concurrent]` no list. What
 /// stays valid is an edit like any other, which only ever removes.
 #[test]
-fn a_truncated_policy_never_widens_a_limit() {
-    for text in [GOOD.to_owned(), fs::read_to_string(root("policies/default.yaml")).expect("read")] {
+fn c06_a_truncated_policy_never_widens_a_limit() {
+    for (_, text) in examples() {
         let good = one(&text).expect("good").policy;
         let mut valid = 0;
         for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
@@ -310,7 +435,7 @@ fn a_truncated_policy_never_widens_a_limit() {
 }
 
 #[test]
-fn no_cut_or_flipped_byte_panics() {
+fn c06_no_cut_or_flipped_byte_panics() {
     let bytes = GOOD.as_bytes();
     for at in 0..bytes.len() {
         for value in [0, b'\n', b':', b'"', b'{', b'[', b'&', b'-', 0xff] {
@@ -324,7 +449,7 @@ fn no_cut_or_flipped_byte_panics() {
 }
 
 #[test]
-fn a_hostile_file_is_refused_in_bounded_time() {
+fn c05_a_hostile_file_is_refused_in_bounded_time() {
     let deep = "[".repeat(POLICY_FILE_BYTES_MAX);
     let keys: String = (0..150_000).map(|at| format!("{at:x}:\n")).collect();
     let long = format!("product: {}\n", "x".repeat(POLICY_FILE_BYTES_MAX - 20));

@@ -122,16 +122,11 @@ impl Options {
 /// See [`StartError`]; nothing is left running.
 pub async fn start(options: Options) -> Result<Running, StartError> {
     options.check()?;
-    let identity = options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key));
-    let identity = identity.transpose().map_err(failed)?;
+    let identity = identity(&options)?;
     std::fs::create_dir_all(&options.state)
         .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
     let mut lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
-    let token = match &options.token_file {
-        Some(path) => Token::read(path),
-        None => Token::read_or_create(&options.state),
-    };
-    let token = token.map_err(failed)?;
+    let token = token(&options)?;
     let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
     let contents = load::read(&options.policies);
@@ -177,11 +172,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let turns = turns(from, disk, policies, &clock, shared).map_err(failed)?;
     let turns = tokio::spawn(first_listen(turns, stopped));
     let mut reloader = Tasks::new();
-    for source in credentials(&options, presented, &board) {
-        metrics.credential_read(source.credential(), true);
-        let follow = Follow::new(source, options.settle, Arc::clone(&clock), metrics.clone());
-        reloader.vital("credentials", follow.run());
-    }
+    follow(credentials(&options, presented, &board), &mut reloader, options.settle, (&clock, &metrics));
     let reloads = Reloader {
         dir: options.policies,
         state: options.state.clone(),
@@ -251,6 +242,18 @@ fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&
     Arc::new(standing)
 }
 
+fn identity(options: &Options) -> Result<Option<Identity>, StartError> {
+    options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key)).transpose().map_err(failed)
+}
+
+fn token(options: &Options) -> Result<Token, StartError> {
+    let token = match &options.token_file {
+        Some(path) => Token::read(path),
+        None => Token::read_or_create(&options.state),
+    };
+    token.map_err(failed)
+}
+
 type Tls = (Option<Arc<Presented>>, Option<Arc<rustls::ServerConfig>>);
 
 fn present(identity: Option<Identity>, metrics: &Metrics) -> Result<Tls, StartError> {
@@ -259,6 +262,19 @@ fn present(identity: Option<Identity>, metrics: &Metrics) -> Result<Tls, StartEr
     let presented = Presented::new(identity);
     let config = presented.config().map_err(failed)?;
     Ok((Some(presented), Some(config)))
+}
+
+fn follow(
+    sources: Vec<Source>,
+    tasks: &mut Tasks,
+    settle: Duration,
+    (clock, metrics): (&Arc<dyn Clock>, &Metrics),
+) {
+    for source in sources {
+        metrics.credential_read(source.credential(), true);
+        let follow = Follow::new(source, settle, Arc::clone(clock), metrics.clone());
+        tasks.vital("credentials", follow.run());
+    }
 }
 
 /// What is followed in files: the certificate, where there is one, and the token.

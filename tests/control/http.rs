@@ -146,10 +146,10 @@ async fn a_report_needs_the_token_a_size_and_a_shape() {
     let broken = call(addr, "POST /v1/usage", &auth, b"{\"schema\":1,\n\"node\":1}").await;
     assert_eq!(broken.status, 400);
     assert!(broken.text().contains("missing field `node` at line 2"), "{}", broken.text());
-    let later = String::from_utf8_lossy(report).replace("{\"schema\":1", "{\"later\":{},\"schema\":1");
+    let later = other.replace("{\"schema\":1", "{\"later\":{},\"schema\":1");
     assert_eq!(call(addr, "POST /v1/usage", &auth, later.as_bytes()).await.status, 204);
     assert_eq!(stand.board.inbox.drain().len(), 1);
-    let required = String::from_utf8_lossy(report).replace("{\"schema\"", "{\"requires\":[\"x\"],\"schema\"");
+    let required = other.replace("{\"schema\"", "{\"requires\":[\"x\"],\"schema\"");
     let refused = call(addr, "POST /v1/usage", &auth, required.as_bytes()).await;
     assert!(refused.status == 400 && refused.text().contains("requires `x`"), "{}", refused.text());
     assert!(stand.board.inbox.drain().is_empty());

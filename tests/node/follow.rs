@@ -383,6 +383,82 @@ fn bare(rig: &Rig) -> NodeConfig {
 }
 
 #[tokio::test]
+async fn tokens_are_followed_in_their_files_and_a_bad_one_keeps_the_last_good() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let upstream = Upstream::start().await;
+    let controller = Controller::start().await;
+    controller.state.table.send_replace(Some(table(1, &[])));
+    let (sent, asked) = (dir.path().join("controller-token"), dir.path().join("admin-token"));
+    write(&sent, b"not-yet-the-token\n");
+    write(&asked, b"former-admin-token\n");
+    let mut config = followed(&controller, dir.path(), &upstream);
+    config.controller_token = Some(Secret::load(&sent).unwrap());
+    config.admin_token = Some(Secret::load(&asked).unwrap());
+    config.caps.poll_ms = 10;
+    let node = Node::start(config, None).await.unwrap();
+    let http = client();
+    let reload = async |token: &str| {
+        let request = Request::post(format!("http://{}/-/reload", node.admin));
+        let request =
+            request.header("authorization", format!("Bearer {token}")).body(Full::default()).unwrap();
+        timed(http.request(request)).await.unwrap().status()
+    };
+    assert_eq!(reload("former-admin-token").await, StatusCode::OK);
+    assert!(node.cell().held().is_none());
+    // What the controller admits is on the first line; below it may stand what it admitted before.
+    write(&sent, b"token\nnot-yet-the-token\n");
+    until("a table, with the new token", || node.cell().held().is_some()).await;
+    until("a report, with the new token", || !controller.state.reports.lock().unwrap().is_empty()).await;
+    write(&asked, b"latter-admin-token\n");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while reload("latter-admin-token").await != StatusCode::OK {
+        assert!(tokio::time::Instant::now() < deadline, "the new admin token is not admitted");
+    }
+    assert_eq!(reload("former-admin-token").await, StatusCode::UNAUTHORIZED);
+    // Nothing, nonsense and absence leave the last one there.
+    let errors = async || {
+        let page = format!("http://{}/metrics", node.admin);
+        let page = timed(http.request(Request::get(page).body(Full::default()).unwrap())).await.unwrap();
+        let page = timed(page.into_body().collect()).await.unwrap().to_bytes();
+        let page = String::from_utf8(page.to_vec()).unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix("tidegate_enforce_reload_errors_total "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    for (at, bad) in [Some(&b"\n\n"[..]), Some(b"two words"), Some(b"\xff"), None].into_iter().enumerate() {
+        match bad {
+            Some(bytes) => write(&asked, bytes),
+            None => std::fs::remove_file(&asked).unwrap(),
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while errors().await <= at as u64 {
+            assert!(tokio::time::Instant::now() < deadline, "{bad:?} was not refused");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(reload("latter-admin-token").await, StatusCode::OK);
+    }
+    timed(node.shutdown()).await;
+}
+
+#[tokio::test]
+async fn d14_a_later_controllers_table_is_taken_without_what_it_adds_and_refused_with_what_it_requires() {
+    let rig = Rig::start(&table(1, &[(RPM, key_limit(60))])).await;
+    let later = |version: u64, head: &str| {
+        let json = String::from_utf8(table(version, &[(RPM, key_limit(60))]).encode().unwrap()).unwrap();
+        json.replacen('{', &format!("{{{head},"), 1).replace("\"yields\"", "\"later\":[{}],\"yields\"")
+    };
+    write(&rig.table_path(), later(2, "\"later\":{\"a\":1}").as_bytes());
+    until("version 2", || rig.node.cell().held().unwrap().stamp().version == 2).await;
+    write(&rig.table_path(), later(3, "\"requires\":[\"spend\"]").as_bytes());
+    wait_for_metric(&rig, "tidegate_enforce_table_errors_total 1").await;
+    write(&rig.table_path(), later(4, "\"requires\":[]").replace("\"schema\":1", "\"schema\":2").as_bytes());
+    wait_for_metric(&rig, "tidegate_enforce_table_errors_total 2").await;
+    assert_eq!(rig.node.cell().held().unwrap().stamp().version, 2);
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    write(&rig.table_path(), later(5, "\"requires\":[]").as_bytes());
+    until("version 5", || rig.node.cell().held().unwrap().stamp().version == 5).await;
+}
+
+#[tokio::test]
 async fn a_controller_that_comes_late_or_refuses_is_asked_again() {
     let dir = tempfile::TempDir::new().unwrap();
     let upstream = Upstream::start().await;
