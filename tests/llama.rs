@@ -118,9 +118,16 @@ impl Llama {
     }
 
     async fn page(&self, http: &Http) -> Page {
-        let request = Request::get(format!("{}/metrics", self.url)).body(Full::default()).unwrap();
-        let read =
-            async { http.request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes() };
+        // Now and then the server closes a connection under a request; a page may be asked for twice.
+        let read = async {
+            loop {
+                let request = Request::get(format!("{}/metrics", self.url)).header("connection", "close");
+                let Ok(answer) = http.request(request.body(Full::default()).unwrap()).await else { continue };
+                if let Ok(body) = answer.into_body().collect().await {
+                    return body.to_bytes();
+                }
+            }
+        };
         let text = tokio::time::timeout(PATIENCE, read).await.expect("a page in time");
         let text = String::from_utf8(text.to_vec()).unwrap();
         let value = |name: &str| -> f64 {

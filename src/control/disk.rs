@@ -91,6 +91,10 @@ impl Writer {
 // === impl Disk ===
 
 impl Disk {
+    pub fn new(dir: PathBuf, journal: Journal, lock: StateLock) -> Disk {
+        Disk { dir, journal, stored: None, proven: None, lock }
+    }
+
     fn write(&mut self, job: &Job) -> Written {
         let mut written = Written::default();
         if let Some(runs) = &job.runs {

@@ -150,8 +150,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let standing = standing(&board, &options.state, &policies.borrow(), first.refused.as_deref());
     let (presented, tls) = present(identity, &metrics)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let server =
-        Server::start_bounded(listener, tls, Arc::clone(&board), options.connections_max).map_err(failed)?;
+    let shown = Arc::clone(&board);
+    let server = Server::start_bounded(listener, tls, shown, options.connections_max).map_err(failed)?;
     let addr = server.addr;
     if let Err(error) = lock.announce(&addr.to_string()) {
         tracing::warn!(%error, "the lock file could not be written");
@@ -159,8 +159,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::starting_at(resumed.now));
     let settling = Settling::new(directory, seen, options.settle, clock.now());
     let (stop, stopped) = watch::channel(false);
-    let disk =
-        Disk { dir: options.state.clone(), journal: resumed.journal, stored: None, proven: None, lock };
+    let disk = Disk::new(options.state.clone(), resumed.journal, lock);
     let collect = resumed.hear_nodes.then_some(options.collect);
     let mut state = resumed.state.unwrap_or_default();
     // From here on whatever ends this process badly is on the record.

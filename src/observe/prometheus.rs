@@ -433,7 +433,7 @@ mod tests {
         assert_eq!(readings[0].outcome, Outcome::Down("up is 0".to_owned()));
         assert!(matches!(readings[1].outcome, Outcome::Silent(_)));
         for _ in 0..ABSENCES_MAX {
-            source.round(&pool, &gone, Instant(3)).replicas;
+            let _ = source.round(&pool, &gone, Instant(3));
         }
         assert!(source.round(&pool, &gone, Instant(4)).replicas.is_empty());
     }

@@ -18,6 +18,8 @@ use crate::syscalls::paths;
 
 /// What a disk loses at a time.
 const SECTOR: usize = 512;
+/// Enough to see what is wrong.
+const BROKEN_MAX: usize = 10;
 
 type Id = usize;
 type Contents = BTreeMap<String, Vec<u8>>;
@@ -264,6 +266,9 @@ fn judge(ops: &[Op], early: bool) -> Verdict {
     let mut seen = BTreeSet::new();
     let scratch = tempfile::tempdir().unwrap();
     for (at, op) in ops.iter().enumerate() {
+        if verdict.broken.len() > BROKEN_MAX {
+            break;
+        }
         disk.apply(op);
         match op {
             Op::Append(id, _) | Op::Cut(id, _) => write(files.entry(*id).or_default(), op),
@@ -325,7 +330,7 @@ fn recovers(
         return Err("the table is one that nobody wrote".to_owned());
     }
     let (_, entry) = Journal::open::<serde_json::Value>(dir, 32 << 20).map_err(|error| error.to_string())?;
-    let entry = entry.map(|entry| serde_json::from_value::<Stamp>(entry["tick"]["table"]["stamp"].clone()));
+    let entry = entry.map(|entry| serde_json::from_value::<Stamp>(entry["state"]["stamp"].clone()));
     let entry = entry.transpose().map_err(|error| format!("the journal's entry: {error}"))?;
     let table = table.map(|table| table.stamp);
     if table < announced {
