@@ -387,7 +387,7 @@ async fn tokens_are_followed_in_their_files_and_a_bad_one_keeps_the_last_good() 
     let dir = tempfile::TempDir::new().unwrap();
     let upstream = Upstream::start().await;
     let controller = Controller::start().await;
-    controller.state.table.send_replace(Some(table(1, &[])));
+    controller.publish(table(1, &[]));
     let (sent, asked) = (dir.path().join("controller-token"), dir.path().join("admin-token"));
     write(&sent, b"not-yet-the-token\n");
     write(&asked, b"former-admin-token\n");
