@@ -122,11 +122,17 @@ impl Options {
 /// See [`StartError`]; nothing is left running.
 pub async fn start(options: Options) -> Result<Running, StartError> {
     options.check()?;
+<<<<<<< HEAD
     let identity = identity(&options)?;
     std::fs::create_dir_all(&options.state)
         .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
     let mut lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
     let token = token(&options)?;
+=======
+    let identity = options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key));
+    let identity = identity.transpose().map_err(failed)?;
+    let (mut lock, token) = take(&options)?;
+>>>>>>> refs/heads/durable
     let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
     let contents = load::read(&options.policies);
@@ -135,9 +141,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let Opened { mut runs, unclean } = Runs::open(&options.state, resumed.now);
     let loader = options.loader.without(runs.quarantined(), &options.state.join(RUNS_FILE));
     let first = policy(contents, &options, &loader, &runs, &metrics)?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|error| failed(format!("{} cannot be listened on: {error}", options.listen)))?;
+    let unheard = |error| failed(format!("{} cannot be listened on: {error}", options.listen));
+    let listener = TcpListener::bind(options.listen).await.map_err(unheard)?;
 
     let (reloads, requests) = mpsc::channel(16);
     let (rollback, rollbacks) = mpsc::channel(1);
@@ -188,6 +193,18 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     reloader.vital("reload", reloads.run());
     tracing::info!(%addr, scheme, state = %options.state.display(), "listening");
     Ok(Running { addr, token, scheme, board, server, stop, turns, reloader })
+}
+
+/// The state directory, for this controller alone, and the token that is in it or elsewhere.
+fn take(options: &Options) -> Result<(StateLock, Token), StartError> {
+    std::fs::create_dir_all(&options.state)
+        .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
+    let lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
+    let token = match &options.token_file {
+        Some(path) => Token::read(path),
+        None => Token::read_or_create(&options.state),
+    };
+    Ok((lock, token.map_err(failed)?))
 }
 
 fn failed(error: impl ToString) -> StartError {
