@@ -122,17 +122,8 @@ impl Options {
 /// See [`StartError`]; nothing is left running.
 pub async fn start(options: Options) -> Result<Running, StartError> {
     options.check()?;
-<<<<<<< HEAD
     let identity = identity(&options)?;
-    std::fs::create_dir_all(&options.state)
-        .map_err(|error| failed(format!("state directory {}: {error}", options.state.display())))?;
-    let mut lock = StateLock::take(&options.state, &options.listen.to_string()).map_err(failed)?;
-    let token = token(&options)?;
-=======
-    let identity = options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key));
-    let identity = identity.transpose().map_err(failed)?;
     let (mut lock, token) = take(&options)?;
->>>>>>> refs/heads/durable
     let metrics = Metrics::new(options.metrics).map_err(failed)?;
     let seen = fingerprint(&options.policies);
     let contents = load::read(&options.policies);
@@ -260,14 +251,6 @@ fn standing(board: &Arc<Board>, state: &Path, loaded: &Loaded, refused: Option<&
 
 fn identity(options: &Options) -> Result<Option<Identity>, StartError> {
     options.tls.as_ref().map(|(cert, key)| Identity::read(cert, key)).transpose().map_err(failed)
-}
-
-fn token(options: &Options) -> Result<Token, StartError> {
-    let token = match &options.token_file {
-        Some(path) => Token::read(path),
-        None => Token::read_or_create(&options.state),
-    };
-    token.map_err(failed)
 }
 
 type Tls = (Option<Arc<Presented>>, Option<Arc<rustls::ServerConfig>>);

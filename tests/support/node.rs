@@ -176,21 +176,7 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         }
         return Ok(whole(StatusCode::OK, &answer));
     }
-    let chunk = |delta: Value| {
-        json!({
-            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": ask["model"],
-            "choices": [{"index": 0, "delta": delta, "finish_reason": null}],
-        })
-    };
-    let mut events: Vec<Value> = (0..OUTPUT).map(|_| chunk(json!({"content": "Hi "}))).collect();
-    if ask["stream_options"]["include_usage"] == json!(true) && behave != "nousage" {
-        events.push(json!({
-            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": ask["model"],
-            "choices": [], "usage": usage,
-        }));
-    }
-    let mut lines: Vec<Bytes> = events.iter().map(|event| format!("data: {event}\n\n").into()).collect();
-    lines.push(Bytes::from_static(b"data: [DONE]\n\n"));
+    let lines = lines(&ask, usage.clone(), behave != "nousage");
     let first = lines[0].clone();
     let much = Bytes::from(format!("data: {{\"choices\":[{{}}],\"x\":\"{}\"}}\n\n", "x".repeat(1 << 16)));
     let encoded = behave == "gzip";
@@ -228,6 +214,26 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
     }
     Ok(response)
+}
+
+/// A stream's events, as they go over the wire.
+fn lines(ask: &Value, usage: Value, told: bool) -> Vec<Bytes> {
+    let chunk = |delta: Value| {
+        json!({
+            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": ask["model"],
+            "choices": [{"index": 0, "delta": delta, "finish_reason": null}],
+        })
+    };
+    let mut events: Vec<Value> = (0..OUTPUT).map(|_| chunk(json!({"content": "Hi "}))).collect();
+    if ask["stream_options"]["include_usage"] == json!(true) && told {
+        events.push(json!({
+            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": ask["model"],
+            "choices": [], "usage": usage,
+        }));
+    }
+    let mut lines: Vec<Bytes> = events.iter().map(|event| format!("data: {event}\n\n").into()).collect();
+    lines.push(Bytes::from_static(b"data: [DONE]\n\n"));
+    lines
 }
 
 fn whole(status: StatusCode, answer: &Value) -> Response<Boxed> {
