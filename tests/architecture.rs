@@ -57,7 +57,6 @@ const CLOCKS: &[&str] =
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
-    "control/conclusions.rs",
     "control/disk.rs",
     "control/credentials.rs",
     "control/history.rs",

@@ -168,8 +168,8 @@ impl LimitTable {
     /// Any [`TableError`]; the caller keeps the table it has.
     pub fn decode(bytes: &[u8]) -> Result<LimitTable, TableError> {
         check_bytes(bytes.len())?;
-        Head::read(bytes).map_err(|error| TableError::Syntax(error.to_string()))?.check()?;
         check_sum(bytes)?;
+        Head::read(bytes).map_err(|error| TableError::Syntax(error.to_string()))?.check()?;
         let table: LimitTable =
             serde_json::from_slice(bytes).map_err(|error| TableError::Syntax(error.to_string()))?;
         table.validate()?;
