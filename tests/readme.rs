@@ -194,6 +194,8 @@ fn flags_and_variables_are_those_of_the_help() {
     // Read by the code or its tests, beside the flags.
     assert!(read("tests/simulation.rs").contains("\"TIDEGATE_SEED\""));
     variables.insert("TIDEGATE_SEED".to_owned());
+    assert!(read("tests/node_swaps.rs").contains("\"TIDEGATE_LONG\""));
+    variables.insert("TIDEGATE_LONG".to_owned());
     same("variables", &words(&text, "TIDEGATE_", variable), &variables);
 }
 
@@ -244,7 +246,7 @@ fn metrics_are_those_of_the_code() {
 
 #[test]
 fn reasons_and_state_files_are_those_of_the_code() {
-    let law = read("src/decide/mod.rs");
+    let law = read("src/decide/decision.rs");
     let (_, reasons) = law.split_once("pub enum Reason {").unwrap();
     let variants =
         reasons.split('}').next().unwrap().lines().filter_map(|line| line.trim().strip_suffix(','));
@@ -268,6 +270,7 @@ fn reasons_and_state_files_are_those_of_the_code() {
         "publish/lock.rs",
         "publish/token.rs",
         "control/reload.rs",
+        "control/history.rs",
         "control/runs.rs",
     ] {
         sources.push_str(&read(&format!("src/{file}")));

@@ -42,7 +42,8 @@ async fn f01_without_a_controller_limits_drift_to_safe_step_by_step_and_requests
     let (mut before, mut at, mut whole) = (limit(&held, &rig), Instant::now(), 0);
     while before > 100_000.0 {
         // Decided here, whoever is away: no request waits for the network.
-        assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+        let decided = rig.answer(rig.chat("", false)).await.0;
+        assert!([StatusCode::OK, StatusCode::TOO_MANY_REQUESTS].contains(&decided), "{decided}");
         let (now, next) = (Instant::now(), limit(&held, &rig));
         let intervals = now.duration_since(at).as_secs_f64() / INTERVAL.as_secs_f64();
         let least = before * 0.7_f64.powf(intervals.floor() + 1.0) - 1.0;
