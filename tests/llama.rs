@@ -128,7 +128,8 @@ impl Llama {
                 }
             }
         };
-        let text = tokio::time::timeout(PATIENCE, read).await.expect("a page in time");
+        // Flooded without limits it answers its pages as late as everything else.
+        let text = tokio::time::timeout(PATIENCE * 4, read).await.expect("a page in time");
         let text = String::from_utf8(text.to_vec()).unwrap();
         let value = |name: &str| -> f64 {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("llamacpp:{name} ")));
@@ -286,7 +287,9 @@ async fn flood(
     let (from, before) = (begun.elapsed(), llama.page(http).await.work);
     let (mut deferred, mut budget) = (Vec::new(), Vec::new());
     while begun.elapsed() < seconds {
-        deferred.push(llama.page(http).await.deferred);
+        // A server that does not even tell its queue has one without bound.
+        let page = tokio::time::timeout(SLO, llama.page(http)).await;
+        deferred.push(page.map_or(f64::INFINITY, |page| page.deferred));
         if let Some(held) = node.and_then(|node| node.cell().held()) {
             budget.push(held.table.pools.values().map(|pool| pool.budget.as_f64() / 60.0).sum());
         }
