@@ -27,7 +27,7 @@ use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
-use crate::enforce::ticket::{Refusal, RefusalReason, Settlement, Verdict};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Settlement, Verdict};
 use crate::enforce::upstream::{Outstanding, Routing, Upstream};
 use crate::wire::Row;
 
@@ -133,14 +133,18 @@ impl Gate {
                 return answer::unknown_model();
             }
         };
-        let wanted = crate::enforce::ticket::Request {
-            model,
-            tier: tier.as_str(),
-            key: holder.account.unwrap_or(holder.key),
+        let overrides = ticket::Overrides {
+            key: holder.overrides.as_ref().map(|own| own.limits(model)),
+            account: holder.facts.as_ref().and_then(|facts| Some(facts.overrides.as_ref()?.limits(model))),
+        };
+        let wanted = ticket::Request {
+            account: holder.account,
+            overrides,
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
+            ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
