@@ -28,6 +28,8 @@ mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
 #[cfg(feature = "daemon")]
+mod forward;
+#[cfg(feature = "daemon")]
 pub mod framing;
 #[cfg(feature = "daemon")]
 mod gateway;
