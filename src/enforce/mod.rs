@@ -48,6 +48,8 @@ pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
+mod provider;
+#[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
 pub mod room;
