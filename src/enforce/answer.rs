@@ -124,8 +124,10 @@ fn retry_after(truth: Duration, jitter: f64) -> (u64, u64) {
 
 fn over(scope: Scope, dimension: Dimension, limit: Limit) -> String {
     let whose = match scope {
-        Scope::Key => "your account",
+        Scope::Key | Scope::Account => "your account",
         Scope::Tier => "all keys of your tier together",
+        Scope::Model => "all users of this model together",
+        Scope::Provider => "this node",
     };
     let what = match dimension {
         Dimension::RequestsPerMinute => "requests per minute",

@@ -22,7 +22,7 @@ use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{Refusal, RefusalReason, Verdict};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
 
 /// What the proxy needs besides the limiter.
@@ -111,14 +111,12 @@ impl Gate {
             self.shared.count.unknown_models();
             return answer::unknown_model();
         };
-        let wanted = crate::enforce::ticket::Request {
-            model,
-            tier: holder.tier.as_str(),
-            key: holder.counters,
+        let wanted = ticket::Request {
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
+            ..ticket::Request::new(model, holder.tier.as_str(), holder.counters)
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);

@@ -235,16 +235,8 @@ fn i02_of_millions_of_known_keys_none_is_refilled_in_bounded_memory() {
         key[..8].copy_from_slice(&name.to_be_bytes());
         // The table is held for an hour; so many requests take less.
         let now = start + Duration::from_micros(50) * u32::try_from(at).unwrap();
-        let request = Request {
-            model: "m",
-            tier: "t",
-            key,
-            input_tokens: 1,
-            output_max: Some(0),
-            images: 1,
-            streamed: false,
-        };
-        let used = Settlement::Used { input_tokens: 1, output_tokens: 0, images: 1 };
+        let request = Request { input_tokens: 1, images: 1, ..Request::new("m", "t", key) };
+        let used = Settlement::Used { input_tokens: 1, cached_tokens: 0, output_tokens: 0, images: 1 };
         let Verdict::Admitted(ticket) = bounded.admit(now, &request) else { continue };
         bounded.settle(now, ticket, used);
         admitted += 1;
