@@ -30,6 +30,8 @@ mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
 #[cfg(feature = "daemon")]
+mod forward;
+#[cfg(feature = "daemon")]
 pub mod framing;
 #[cfg(feature = "daemon")]
 mod gateway;
@@ -45,6 +47,8 @@ mod metrics;
 pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
+#[cfg(feature = "daemon")]
+mod provider;
 #[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
