@@ -42,17 +42,23 @@ pub enum Limit {
 /// Largest finite limit: every JSON reader holds it exactly (2^53 - 1).
 pub const MAX_FINITE: u64 = (1 << 53) - 1;
 
-/// What a limit counts. Rates are per minute; concurrency is a count.
+/// What a limit counts. Rates are per minute; concurrency and jobs are counts.
 ///
-/// `Tokens` are tokens of work: an uncached input token is 1, an output token the pool's
-/// output cost (1 makes it the plain sum of input and output).
+/// A tier's limit in its pool's unit counts work: an uncached input token is 1, an output token
+/// the pool's output cost. Every other limit counts plainly what its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {
     RequestsPerMinute,
+    /// Input and output together.
     TokensPerMinute,
+    InputTokensPerMinute,
+    OutputTokensPerMinute,
     ImagesPerMinute,
+    /// Requests in flight.
     Concurrency,
+    /// Jobs between creation and completion, whatever became of the requests that made them.
+    Jobs,
 }
 
 /// What a pool's work is counted in: the one dimension its control loop moves.
@@ -117,6 +123,10 @@ names! {
     NodeId,
     /// One replica of a pool, named by its source.
     ReplicaId,
+    /// A product: what one policy file describes.
+    ProductId,
+    /// Somebody who serves a model: one of a node's upstreams.
+    ProviderId,
 }
 
 // === impl Instant ===
@@ -257,11 +267,14 @@ impl WorkUnit {
 // === impl Dimension ===
 
 impl Dimension {
-    pub const ALL: [Dimension; 4] = [
+    pub const ALL: [Dimension; 7] = [
         Dimension::RequestsPerMinute,
         Dimension::TokensPerMinute,
+        Dimension::InputTokensPerMinute,
+        Dimension::OutputTokensPerMinute,
         Dimension::ImagesPerMinute,
         Dimension::Concurrency,
+        Dimension::Jobs,
     ];
 
     /// As policies and people write it.
@@ -269,8 +282,11 @@ impl Dimension {
         match self {
             Dimension::RequestsPerMinute => "rpm",
             Dimension::TokensPerMinute => "tpm",
+            Dimension::InputTokensPerMinute => "itpm",
+            Dimension::OutputTokensPerMinute => "otpm",
             Dimension::ImagesPerMinute => "ipm",
             Dimension::Concurrency => "concurrent",
+            Dimension::Jobs => "jobs",
         }
     }
 }

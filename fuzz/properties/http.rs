@@ -212,7 +212,7 @@ async fn node(seen: Arc<Mutex<Seen>>) -> Running {
 }
 
 fn table() -> LimitTable {
-    let entry = |limit| Entry { tier_limit: limit, key_limit: limit, safe: limit, ceiling: Limit::Unlimited };
+    let entry = |limit| Entry { tier_limit: limit, key_limit: limit, safe: limit, ..Entry::default() };
     let pool = PoolEntry {
         unit: WorkUnit::Tokens,
         output_cost_milli: 1_000,
@@ -229,6 +229,9 @@ fn table() -> LimitTable {
         pool: "p".into(),
         yields: Default::default(),
         limits: BTreeMap::from([(Dimension::TokensPerMinute, entry(limit))]),
+        product: None,
+        budgets: BTreeMap::new(),
+        credit: Default::default(),
     };
     let models = [ROUTED.1, MODELS[0], MODELS[1]];
     let rows =
@@ -241,6 +244,9 @@ fn table() -> LimitTable {
         valid_for_ms: 1 << 40,
         pools: BTreeMap::from([("p".into(), pool)]),
         rows: rows.into_iter().flatten().collect(),
+        products: BTreeMap::new(),
+        models: BTreeMap::new(),
+        providers: BTreeMap::new(),
     }
 }
 

@@ -182,7 +182,9 @@ fn counted(dimension: Dimension) -> Option<&'static str> {
     match dimension {
         Dimension::RequestsPerMinute => Some("requests"),
         Dimension::TokensPerMinute => Some("tokens"),
+        Dimension::InputTokensPerMinute => Some("input_tokens"),
+        Dimension::OutputTokensPerMinute => Some("output_tokens"),
         Dimension::ImagesPerMinute => Some("images"),
-        Dimension::Concurrency => None,
+        Dimension::Concurrency | Dimension::Jobs => None,
     }
 }

@@ -17,7 +17,7 @@ use crate::estimate::NodeDemand;
 use crate::policy::Grant;
 use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId};
 use crate::wire::table::SCHEMA;
-use crate::wire::{Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
+use crate::wire::{Credit, Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
 
 /// Kept for nodes that have not reported yet: this part of `safe`.
 const UNLISTED_SHARE: u32 = PPM / 100;
@@ -55,7 +55,16 @@ impl Controller {
                 arrived &= there;
                 let (model, tier) = (model.clone(), tier.clone());
                 let yields = yields(pool, tick.priority);
-                rows.push(Row { model, tier, pool: policy.pool.clone(), yields, limits });
+                rows.push(Row {
+                    model,
+                    tier,
+                    pool: policy.pool.clone(),
+                    yields,
+                    limits,
+                    product: None,
+                    budgets: BTreeMap::new(),
+                    credit: Credit::Ignored,
+                });
             }
         }
         self.state.steering &= !arrived;
@@ -68,6 +77,9 @@ impl Controller {
             valid_for_ms: millis(self.policy.valid_for()),
             pools: entries,
             rows,
+            products: BTreeMap::new(),
+            models: BTreeMap::new(),
+            providers: BTreeMap::new(),
         };
         let changed = previous.as_deref().is_none_or(|previous| !previous.same_entries(&table));
         table.stamp = self.next_stamp(changed);
@@ -150,10 +162,18 @@ fn entries(
                 key_limit,
                 safe: Limit::Finite(grant.safe).min(grant.ceiling),
                 ceiling: grant.ceiling,
+                guarantee: Limit::Finite(grant.guarantee),
+                ..Entry::default()
             }
         } else {
             let tier = grant.tier_limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
-            Entry { tier_limit: tier, key_limit: key.min(tier), safe: tier, ceiling: tier }
+            Entry {
+                tier_limit: tier,
+                key_limit: key.min(tier),
+                safe: tier,
+                ceiling: tier,
+                ..Entry::default()
+            }
         };
         let entry = match (before, steering) {
             (Some(before), Some(down)) => steered(before, &wanted, down),
@@ -196,7 +216,7 @@ fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
     // On its way down a limit may still be above the new ceiling; the ceiling comes down with it.
     let ceiling = steer(before.ceiling, wanted.ceiling, wanted.ceiling).max(tier_limit).max(safe);
     let key_limit = steer(before.key_limit, wanted.key_limit, wanted.ceiling).min(ceiling);
-    Entry { tier_limit, key_limit, safe, ceiling }
+    Entry { tier_limit, key_limit, safe, ceiling, ..*wanted }
 }
 
 /// The pool's budget now over its last published one.

@@ -108,7 +108,7 @@ mod tests {
             tier_limit: Limit::Finite(limit),
             key_limit: Limit::Unlimited,
             safe: Limit::Finite(0),
-            ceiling: Limit::Unlimited,
+            ..Entry::default()
         };
         let pool = PoolEntry {
             unit: WorkUnit::Tokens,
@@ -126,6 +126,9 @@ mod tests {
             pool: POOL.into(),
             yields: Default::default(),
             limits: BTreeMap::from([(Dimension::TokensPerMinute, entry)]),
+            product: None,
+            budgets: BTreeMap::new(),
+            credit: Default::default(),
         };
         LimitTable {
             schema: 1,
@@ -135,6 +138,9 @@ mod tests {
             valid_for_ms: 20_000,
             pools: BTreeMap::from([(POOL.into(), pool)]),
             rows: vec![row],
+            products: BTreeMap::new(),
+            models: BTreeMap::new(),
+            providers: BTreeMap::new(),
         }
     }
 

@@ -130,8 +130,11 @@ fn over(scope: Scope, dimension: Dimension, limit: Limit) -> String {
     let what = match dimension {
         Dimension::RequestsPerMinute => "requests per minute",
         Dimension::TokensPerMinute => "tokens per minute",
+        Dimension::InputTokensPerMinute => "input tokens per minute",
+        Dimension::OutputTokensPerMinute => "output tokens per minute",
         Dimension::ImagesPerMinute => "images per minute",
         Dimension::Concurrency => "requests at once",
+        Dimension::Jobs => "jobs at once",
     };
     format!("rate limit reached: {whose} may use {limit} {what}")
 }
@@ -149,7 +152,7 @@ pub fn quota_headers(headers: &mut HeaderMap, quotas: &[Option<Quota>; 3]) {
             Dimension::ImagesPerMinute => {
                 ["x-ratelimit-limit-images", "x-ratelimit-remaining-images", "x-ratelimit-reset-images"]
             }
-            Dimension::Concurrency => continue,
+            _ => continue,
         };
         let millis = quota.reset.as_nanos().div_ceil(1_000_000);
         let reset = format!("{}.{:03}s", millis / 1_000, millis % 1_000);

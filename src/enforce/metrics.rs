@@ -232,8 +232,10 @@ fn counted(dimension: Dimension) -> Option<&'static str> {
     match dimension {
         Dimension::RequestsPerMinute => Some("requests"),
         Dimension::TokensPerMinute => Some("tokens"),
+        Dimension::InputTokensPerMinute => Some("input_tokens"),
+        Dimension::OutputTokensPerMinute => Some("output_tokens"),
         Dimension::ImagesPerMinute => Some("images"),
-        Dimension::Concurrency => None,
+        Dimension::Concurrency | Dimension::Jobs => None,
     }
 }
 
@@ -266,9 +268,11 @@ impl Refusals {
             RefusalReason::Limit { scope, dimension, .. } => {
                 let dimension = match dimension {
                     Dimension::RequestsPerMinute => 0,
-                    Dimension::TokensPerMinute => 1,
+                    Dimension::TokensPerMinute
+                    | Dimension::InputTokensPerMinute
+                    | Dimension::OutputTokensPerMinute => 1,
                     Dimension::ImagesPerMinute => 2,
-                    Dimension::Concurrency => 3,
+                    Dimension::Concurrency | Dimension::Jobs => 3,
                 };
                 dimension + if *scope == Scope::Key { 4 } else { 0 }
             }

@@ -1,11 +1,15 @@
 //! What crosses the wire between a controller and its nodes: the limit table goes down, the
 //! usage report comes up. Plain data, its ordering and its validator; never a socket or a clock.
 
+pub mod dialect;
 mod head;
 pub mod held;
+pub mod product;
 pub mod table;
 pub mod usage;
 
+pub use dialect::Dialect;
 pub use held::{Held, Offer};
+pub use product::{Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Price, Product, Span, Window};
 pub use table::{Entry, LimitTable, PoolEntry, Row, Stamp, TableError, Yields};
 pub use usage::{Nack, PoolUsage, UsageReport, UsageRow, Work};

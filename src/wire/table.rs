@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::bounds::TABLE_ENTRIES_MAX;
-use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, TierId, WorkUnit};
+use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, ProductId, ProviderId, TierId, WorkUnit};
 use crate::wire::head::Head;
+use crate::wire::product::{Budget, BudgetEntry, Credit, ModelEntry, Product};
 
 /// The only schema there is. A reader refuses any other and names it.
 pub const SCHEMA: u32 = 1;
@@ -43,6 +44,15 @@ pub struct LimitTable {
     pub pools: BTreeMap<PoolId, PoolEntry>,
     /// Sorted by model, then tier; no pair twice.
     pub rows: Vec<Row>,
+    /// What holds for all rows of a product.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub products: BTreeMap<ProductId, Product>,
+    /// What holds for all tiers of a model; one that is not listed has nothing of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<ModelId, ModelEntry>,
+    /// What a provider may be asked, all nodes together.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub providers: BTreeMap<ProviderId, BTreeMap<Dimension, Limit>>,
 }
 
 /// What a node needs to act without delay, for one pool.
@@ -74,6 +84,14 @@ pub struct Row {
     /// What this tier leaves free for tiers of higher priority.
     pub yields: Yields,
     pub limits: BTreeMap<Dimension, Entry>,
+    /// One of the table's products; without one the defaults of [`Product`] hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<ProductId>,
+    /// What one key or account may use in a day or month.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub budgets: BTreeMap<Budget, BudgetEntry>,
+    #[serde(default)]
+    pub credit: Credit,
 }
 
 /// Parts of a pool's caps that a tier does not use, ppm: lower priorities are refused first.
@@ -88,12 +106,18 @@ pub struct Yields {
 pub struct Entry {
     /// All keys of the tier together, all nodes together.
     pub tier_limit: Limit,
-    /// One key or account, all nodes together.
+    /// One key, all nodes together.
     pub key_limit: Limit,
+    /// One account with all its keys, all nodes together.
+    #[serde(default = "unlimited")]
+    pub account_limit: Limit,
     /// Where a node alone steers `tier_limit` to.
     pub safe: Limit,
     /// No decision raises `tier_limit` above this.
     pub ceiling: Limit,
+    /// What the tier has before any other gets more.
+    #[serde(default = "nothing")]
+    pub guarantee: Limit,
 }
 
 /// Why a table may not be published or applied.
@@ -138,6 +162,9 @@ impl LimitTable {
             && self.valid_for_ms == other.valid_for_ms
             && self.pools == other.pools
             && self.rows == other.rows
+            && self.products == other.products
+            && self.models == other.models
+            && self.providers == other.providers
     }
 
     /// One line of JSON with a checksum in its last field.
@@ -195,7 +222,15 @@ impl LimitTable {
             return Err(TableError::Empty);
         }
         let shares: usize = self.pools.values().map(|pool| pool.shares.len()).sum();
-        for (count, what) in [(self.rows.len(), "rows"), (self.pools.len(), "pools"), (shares, "shares")] {
+        let counts = [
+            (self.rows.len(), "rows"),
+            (self.pools.len(), "pools"),
+            (shares, "shares"),
+            (self.products.len(), "products"),
+            (self.models.len(), "models"),
+            (self.providers.len(), "providers"),
+        ];
+        for (count, what) in counts {
             if count > TABLE_ENTRIES_MAX {
                 return Err(TableError::TooLarge(format!("{count} {what}"), TABLE_ENTRIES_MAX));
             }
@@ -205,6 +240,12 @@ impl LimitTable {
         }
         for (name, pool) in &self.pools {
             pool.validate().map_err(|reason| invalid(&format!("pool {name}"), &reason))?;
+        }
+        for (name, product) in &self.products {
+            product.validate().map_err(|reason| invalid(&format!("product {name}"), &reason))?;
+        }
+        for (name, model) in &self.models {
+            model.validate().map_err(|reason| invalid(&format!("model {name}"), &reason))?;
         }
         self.validate_rows()
     }
@@ -221,6 +262,9 @@ impl LimitTable {
             let Some(pool) = self.pools.get(&row.pool) else {
                 return Err(invalid(&place, &format!("pool {} is not in the table", row.pool)));
             };
+            if let Some(product) = row.product.as_ref().filter(|name| !self.products.contains_key(*name)) {
+                return Err(invalid(&place, &format!("product {product} is not in the table")));
+            }
             row.validate(pool).map_err(|reason| invalid(&place, &reason))?;
         }
         Ok(())
@@ -291,6 +335,30 @@ impl Row {
     }
 }
 
+// === impl Entry ===
+
+impl Default for Entry {
+    /// Limits nothing.
+    fn default() -> Entry {
+        Entry {
+            tier_limit: Limit::Unlimited,
+            key_limit: Limit::Unlimited,
+            account_limit: Limit::Unlimited,
+            safe: Limit::Unlimited,
+            ceiling: Limit::Unlimited,
+            guarantee: Limit::Finite(0),
+        }
+    }
+}
+
+fn unlimited() -> Limit {
+    Limit::Unlimited
+}
+
+fn nothing() -> Limit {
+    Limit::Finite(0)
+}
+
 fn name_ok(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX
 }
@@ -328,7 +396,7 @@ mod tests {
             tier_limit: Limit::Finite(600),
             key_limit: Limit::Unlimited,
             safe: Limit::Finite(60),
-            ceiling: Limit::Unlimited,
+            ..Entry::default()
         };
         let pool = PoolEntry {
             unit: WorkUnit::Tokens,
@@ -341,8 +409,16 @@ mod tests {
             unlisted_share: 0,
         };
         let limits = BTreeMap::from([(Dimension::TokensPerMinute, entry)]);
-        let row =
-            Row { model: "m".into(), tier: "t".into(), pool: "p".into(), yields: Yields::default(), limits };
+        let row = Row {
+            model: "m".into(),
+            tier: "t".into(),
+            pool: "p".into(),
+            yields: Yields::default(),
+            limits,
+            product: None,
+            budgets: BTreeMap::new(),
+            credit: Credit::Ignored,
+        };
         LimitTable {
             schema: SCHEMA,
             stamp: Stamp { epoch: 1, version: 7, tick: 9 },
@@ -351,6 +427,9 @@ mod tests {
             valid_for_ms: 20_000,
             pools: BTreeMap::from([("p".into(), pool)]),
             rows: vec![row],
+            products: BTreeMap::new(),
+            models: BTreeMap::new(),
+            providers: BTreeMap::new(),
         }
     }
 

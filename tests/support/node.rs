@@ -48,7 +48,7 @@ pub fn client() -> Http {
 pub const M: Limit = Limit::Unlimited;
 
 pub fn entry(tier: Limit, key: Limit) -> Entry {
-    Entry { tier_limit: tier, key_limit: key, safe: tier, ceiling: M }
+    Entry { tier_limit: tier, key_limit: key, safe: tier, ceiling: M, ..Entry::default() }
 }
 
 pub fn key_limit(limit: u64) -> Entry {
@@ -69,8 +69,16 @@ pub fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         shares: BTreeMap::from([("n".into(), PPM)]),
         unlisted_share: 0,
     };
-    let row =
-        Row { model: "m".into(), tier: "t".into(), pool: "p".into(), yields: Default::default(), limits };
+    let row = Row {
+        model: "m".into(),
+        tier: "t".into(),
+        pool: "p".into(),
+        yields: Default::default(),
+        limits,
+        product: None,
+        budgets: BTreeMap::new(),
+        credit: Default::default(),
+    };
     LimitTable {
         schema: 1,
         stamp: Stamp { epoch: 1, version, tick: version },
@@ -79,6 +87,9 @@ pub fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         valid_for_ms: 3_600_000,
         pools: BTreeMap::from([("p".into(), pool)]),
         rows: vec![row],
+        products: BTreeMap::new(),
+        models: BTreeMap::new(),
+        providers: BTreeMap::new(),
     }
 }
 

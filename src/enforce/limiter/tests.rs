@@ -25,7 +25,7 @@ fn at(seconds: f64) -> Instant {
 
 fn entry(tier: Limit, key: Limit) -> Entry {
     let safe = tier.finite().map_or(M, |tier| Limit::Finite(tier.min(6_000)));
-    Entry { tier_limit: tier, key_limit: key, safe, ceiling: M }
+    Entry { tier_limit: tier, key_limit: key, safe, ceiling: M, ..Entry::default() }
 }
 
 fn only(tier: u64, key: Limit) -> Entry {
@@ -42,6 +42,9 @@ fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         pool: "p".into(),
         yields: Yields { waiting: yields, in_flight: yields },
         limits: limits.clone(),
+        product: None,
+        budgets: BTreeMap::new(),
+        credit: Default::default(),
     };
     let pool = PoolEntry {
         unit: WorkUnit::Tokens,
@@ -61,6 +64,9 @@ fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         valid_for_ms: 20_000,
         pools: BTreeMap::from([("p".into(), pool)]),
         rows: vec![row("a", 0), row("b", 500_000)],
+        products: BTreeMap::new(),
+        models: BTreeMap::new(),
+        providers: BTreeMap::new(),
     }
 }
 

@@ -40,7 +40,7 @@ fn random_table(rng: &mut ChaCha8Rng, version: u64) -> LimitTable {
     let dimensions = [RPM, TPM, Dimension::ImagesPerMinute, Dimension::Concurrency];
     let limits = dimensions.map(|dimension| {
         let (tier, key) = (limit(rng), limit(rng));
-        (dimension, Entry { tier_limit: tier, key_limit: key, safe: tier, ceiling: M })
+        (dimension, Entry { tier_limit: tier, key_limit: key, safe: tier, ceiling: M, ..Entry::default() })
     });
     let mut table = table(version, &limits);
     let pool = pool_of(&mut table);
