@@ -46,6 +46,8 @@ pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
+mod render;
+#[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
 pub mod room;
@@ -59,6 +61,8 @@ mod strangers;
 mod stream;
 #[cfg(feature = "daemon")]
 mod upstream;
+#[cfg(feature = "daemon")]
+mod voice;
 
 pub use cell::Cell;
 pub use limiter::{Limiter, Quota};

@@ -4,6 +4,10 @@
 //! What is said twice is computed once: the header Retry-After, the seconds in a body and the
 //! instant `until` are one rounded number.
 
+mod format;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -12,14 +16,18 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::bounds::NAME_BYTES_MAX;
+use crate::enforce::render::format::{dollars, go_duration, rfc3339, whole_seconds};
 use crate::enforce::ticket::Scope;
 use crate::unit::{Dimension, Limit};
 use crate::wire::Budget;
-use crate::wire::dialect::{Dialect, Fact, Header, Kind, Of, RetrySent, Round, Sent};
+use crate::wire::dialect::{Dialect, Escape, Fact, Header, Kind, Of, RetrySent, Round, Sent};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 /// Structured fields hold integers of at most 15 digits (RFC 9651); nobody needs a larger limit.
 const SHOWN_MOST: u64 = 999_999_999_999_999;
+
+/// Between two readings of the wall clock that mean the same instant.
+const CLOCKS_APART: Duration = Duration::from_millis(5);
 
 /// What is known of one refusal. What its kind does not know stays at zero or nothing.
 #[derive(Clone, Copy, Debug)]
@@ -163,55 +171,6 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Micro-dollars as dollars with two to six decimals.
-fn dollars(micros: u64) -> String {
-    let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
-    let least = text.len() - 4;
-    let kept = text.trim_end_matches('0').len().max(least);
-    text.get(..kept).unwrap_or(&text).to_owned()
-}
-
-/// As Go writes a duration, rounded up to a millisecond.
-fn go_duration(time: Duration) -> String {
-    let millis = time.as_nanos().div_ceil(1_000_000);
-    let (seconds, rest) = (millis / 1_000, millis % 1_000);
-    if seconds == 0 && rest > 0 {
-        return format!("{rest}ms");
-    }
-    let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
-    let mut text = String::new();
-    if hours > 0 {
-        let _ = write!(text, "{hours}h");
-    }
-    if hours > 0 || minutes > 0 {
-        let _ = write!(text, "{minutes}m");
-    }
-    let fraction = format!(".{rest:03}");
-    let fraction = if rest == 0 { "" } else { fraction.trim_end_matches('0') };
-    let _ = write!(text, "{}{fraction}s", seconds % 60);
-    text
-}
-
-/// RFC 3339 in UTC, from whole seconds since 1970 (proleptic Gregorian, eras of 400 years).
-fn rfc3339(unix: u64) -> String {
-    let (days, second) = (unix / 86_400, unix % 86_400);
-    // Counted from 0000-03-01, so that a leap day is a year's last.
-    let days = days.saturating_add(719_468);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (date, january) = (day - (153 * month + 2) / 5 + 1, month >= 10);
-    let (month, year) = (if january { month - 9 } else { month + 3 }, era * 400 + year + u64::from(january));
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-fn whole_seconds(time: Duration, round: Round) -> u64 {
-    let up = u64::from(time.subsec_nanos() > 0 && round == Round::Up);
-    time.as_secs().saturating_add(up)
-}
-
 // === impl Wait ===
 
 impl Wait {
@@ -341,7 +300,9 @@ impl Standing {
     }
 
     fn write(&self, header: &Header, fact: Fact, moment: Moment, into: &mut String) {
-        let at = || moment.unix.saturating_add(self.reset);
+        // The limiter's wall clock and the answer's are read apart, each to a millisecond: a window
+        // that ends on a second is not shown to end on the next one.
+        let at = || moment.unix.saturating_add(self.reset).saturating_sub(CLOCKS_APART);
         let number = |number: u64, into: &mut String| {
             let _ = write!(into, "{}", number.min(SHOWN_MOST));
         };
@@ -384,18 +345,18 @@ impl Header {
     /// Empty where nothing of it is limited.
     fn shown(&self, standings: &[Standing], refused: Option<Dimension>, moment: Moment) -> String {
         let mut shown = String::new();
-        let mut show = |standing: &Standing| {
+        let show = |standing: &Standing| {
             if !shown.is_empty() {
                 shown.push_str(", ");
             }
             let write = |fact, into: &mut String| standing.write(self, fact, moment, into);
-            self.value.render(crate::wire::dialect::Escape::Nothing, &mut shown, write);
+            self.value.render(Escape::Nothing, &mut shown, write);
         };
-        let mut rates = standings.iter().filter(|standing| standing.is_rate());
+        let rates = standings.iter().filter(|standing| standing.is_rate());
         match self.of {
-            Of::Each => rates.for_each(&mut show),
+            Of::Each => rates.for_each(show),
             Of::Only(dimension) => {
-                standings.iter().find(|standing| standing.dimension == dimension).map_or((), show)
+                standings.iter().filter(|standing| standing.dimension == dimension).for_each(show);
             }
             Of::Tightest => {
                 let used_up = |standing: &&Standing| Some(standing.dimension) == refused;
@@ -404,8 +365,8 @@ impl Header {
                     let left = u128::from(a.remaining) * u128::from(b.limit);
                     left.cmp(&(u128::from(b.remaining) * u128::from(a.limit)))
                 };
-                let found = rates.clone().find(used_up).or_else(|| rates.by_ref().min_by(part));
-                found.map_or((), show);
+                let found = rates.clone().find(used_up).or_else(|| rates.min_by(part));
+                found.into_iter().for_each(show);
             }
         }
         shown

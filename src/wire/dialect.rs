@@ -210,7 +210,9 @@ impl Dialect {
 impl Kind {
     /// Whether its body may show it.
     pub fn knows(self, fact: Fact) -> bool {
-        use Kind::{Capacity, Concurrency, Jobs, Period, Rate, Recharge, TooLarge, Unauthorized, UnknownModel};
+        use Kind::{
+            Capacity, Concurrency, Jobs, Period, Rate, Recharge, TooLarge, Unauthorized, UnknownModel,
+        };
         match fact {
             Fact::Model => self != Unauthorized,
             Fact::Tier => !matches!(self, Unauthorized | UnknownModel),
