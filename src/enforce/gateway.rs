@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
@@ -15,8 +15,9 @@ use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
+use crate::enforce::headers::strip_standing;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::limiter::Quota;
+use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
@@ -24,7 +25,10 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
+use crate::enforce::voice::{Quotas, Voice};
+use crate::unit::unix_now;
 use crate::wire::Row;
+use crate::wire::dialect::Kind;
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
@@ -55,17 +59,50 @@ impl Gate {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
         }
+        let moment = moment();
+        let held = self.shared.cell.held();
+        let table = held.as_ref().map(|held| &*held.table);
         let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
-            let response = answer::unauthorized();
+            let mut response = Voice::of_nobody(table).say(Kind::Unauthorized, "", moment);
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
             let through =
                 self.puts_up_with(&request) && (!unread || intake::discard(request.into_body()).await);
             return if through { response } else { closing(response) };
         };
+        match self.proceed(request, &holder).await {
+            Ok(response) => response,
+            // Refused before its model was known: what is known of the key is said all the same.
+            Err(mut response) => {
+                let voice = Voice::of_holder(table, &holder);
+                let quotas = self.quotas(&voice, &holder);
+                voice.mark(&mut response, &quotas, None, moment);
+                response
+            }
+        }
+    }
+
+    /// How a key stands where no model was named.
+    fn quotas(&self, voice: &Voice<'_>, holder: &Holder) -> Quotas {
+        let Some(row) = voice.row else { return Quotas::default() };
+        let (model, tier) = (row.model.as_str(), row.tier.as_str());
+        self.shared
+            .cell
+            .with(|limiter, now| limiter.quotas(now, model, tier, holder.account.unwrap_or(holder.key)))
+    }
+
+    /// An answer that shows how the key stands, or one that still has to.
+    async fn proceed(
+        &self,
+        request: Request<Incoming>,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         // An asterisk or nothing would end up in the authority of the upstream's URL.
         if !request.uri().path().starts_with('/') {
             self.shared.count.bad_requests();
-            return closing(answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash"));
+            let response = answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash");
+            return Err(closing(response));
         }
         let (parts, body) = request.into_parts();
         // The room is held for as long as the body is.
@@ -76,17 +113,14 @@ impl Gate {
                     Refused::NoRoom => self.shared.count.bodies_refused(),
                     _ => self.shared.count.bad_requests(),
                 }
-                return closing(refused.answer(&self.caps));
+                return Err(closing(refused.answer(&self.caps)));
             }
         };
-        let ask = match understand(&parts, &body) {
-            Ok(ask) => ask,
-            Err(message) => {
-                self.shared.count.bad_requests();
-                return answer::invalid(StatusCode::BAD_REQUEST, &message);
-            }
-        };
-        self.decide(Request::from_parts(parts, body), &ask, &holder).await
+        let ask = understand(&parts, &body).map_err(|message| {
+            self.shared.count.bad_requests();
+            answer::invalid(StatusCode::BAD_REQUEST, &message)
+        })?;
+        self.decide(Request::from_parts(parts, body), &ask, holder).await
     }
 
     /// Whether the source of a request without a valid key may keep its connection.
@@ -96,30 +130,40 @@ impl Gate {
         strangers.attempt(source, self.shared.cell.now())
     }
 
-    async fn decide(&self, request: Request<Bytes>, ask: &Ask, holder: &Holder) -> Response<Body> {
+    async fn decide(
+        &self,
+        request: Request<Bytes>,
+        ask: &Ask,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         let routing = self.routing.load_full();
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
-            return self.models(&routing, holder);
+            return Err(self.models(&routing, holder));
         }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
             self.shared.count.bad_requests();
-            return answer::unknown_path();
+            return Err(answer::unknown_path());
         }
+        let moment = moment();
+        let held = self.shared.cell.held();
+        let table = held.as_ref().map(|held| &*held.table);
         let found = ask.model.as_deref().or(routed);
         let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
             self.shared.count.unknown_models();
-            return answer::unknown_model();
+            let voice = Voice::of_holder(table, holder);
+            return Err(voice.say(Kind::UnknownModel, found.unwrap_or_default(), moment));
         };
-        let held = self.shared.cell.held();
-        let product = held.as_ref().and_then(|held| held.table.product_of(model));
+        let product = table.and_then(|table| table.product_of(model));
         let tier = match holder.tier(product) {
             Ok(tier) => tier,
-            Err(NoTier::BelowMinimum) => return answer::below_minimum(),
+            Err(NoTier::BelowMinimum) => {
+                return Err(Voice::of_model(table, model).say(Kind::Recharge, model, moment));
+            }
             Err(NoTier::Unknown) => {
                 self.shared.count.unknown_models();
-                return answer::unknown_model();
+                return Err(Voice::of_model(table, model).say(Kind::UnknownModel, model, moment));
             }
         };
         let overrides = ticket::Overrides {
@@ -145,14 +189,20 @@ impl Gate {
             };
             (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
         });
+        let voice = Voice::of(table, model, wanted.tier);
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => return self.refuse(&refusal, &quotas),
+            Verdict::Refused(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, moment);
+                return refused.ok_or_else(answer::no_limits);
+            }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
         let mut response = self.forward(request, ask, upstream, guard).await;
-        answer::quota_headers(response.headers_mut(), &quotas);
-        response
+        strip_standing(response.headers_mut());
+        voice.mark(&mut response, &quotas, None, moment);
+        Ok(response)
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -167,15 +217,17 @@ impl Gate {
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 
-    fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {
+    fn count(&self, refusal: &Refusal) {
         self.shared.count.refusals.count(&refusal.reason);
         if matches!(refusal.reason, RefusalReason::UnknownModel | RefusalReason::UnknownTier) {
             self.shared.count.unknown_models();
         }
-        let mut response = answer::refusal(refusal, jitter());
-        answer::quota_headers(response.headers_mut(), quotas);
-        response
     }
+}
+
+/// Read once for one answer, so that all it says of time is of one instant.
+fn moment() -> Moment {
+    Moment { unix: unix_now(), jitter: jitter() }
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?

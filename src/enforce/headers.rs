@@ -31,6 +31,16 @@ const CLAIMS: [&str; 9] = [
 ];
 const CLAIMING: [&str; 4] = ["x-envoy", "x-forwarded", "x-ratelimit", "x-tidegate"];
 
+/// What upstreams say of their own limits: the account behind them is not the client's.
+const STANDINGS: [&str; 6] = [
+    "anthropic-priority-",
+    "anthropic-ratelimit-",
+    "ratelimit",
+    "x-ratelimit",
+    "x-tokenlimit-",
+    "retry-after-ms",
+];
+
 /// What an upstream may see of the client's headers.
 pub fn prepare(headers: &mut HeaderMap, upstream: &Upstream) {
     strip(headers);
@@ -60,6 +70,11 @@ pub fn strip(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+}
+
+/// Removes what an upstream says of its limits, but for the time after which it can be asked again.
+pub fn strip_standing(headers: &mut HeaderMap) {
+    remove_where(headers, |name| STANDINGS.iter().any(|prefix| name.starts_with(prefix)));
 }
 
 pub fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
