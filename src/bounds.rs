@@ -274,10 +274,12 @@ bounds! {
         CAPS_IDLE_WAIT: Duration, time = Duration::from_secs(60), "the answer is cut off; settled";
         /// Largest configuration or secret file of a node.
         CONFIG_BYTES_MAX: u64, bytes = 1 << 20, "refused; at a reload the last good one stays";
-        /// Largest keys file.
-        KEYS_BYTES_MAX: usize, bytes = 64 << 20, "refused; at a reload the last good one stays";
-        /// Most keys in the keys file.
-        KEYS_MAX: usize, count = 1_000_000, "refused; at a reload the last good one stays";
+        /// Largest accounts file.
+        ACCOUNTS_BYTES_MAX: usize, bytes = 512 << 20, "refused; at a reload the last good one stays";
+        /// Most lines of the accounts file: a million keys and as many accounts.
+        ACCOUNT_LINES_MAX: usize, count = 2_000_000, "refused; at a reload the last good one stays";
+        /// Longest line of the accounts file.
+        ACCOUNT_LINE_BYTES_MAX: usize, bytes = 16 << 10, "refused; at a reload the last good one stays";
         /// Longest credential looked at.
         KEY_BYTES_MAX: usize, bytes = 512, "401";
         /// Furthest that the time of a table's file may lie ahead.

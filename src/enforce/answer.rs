@@ -59,6 +59,16 @@ pub fn unknown_path() -> Response<Body> {
     )
 }
 
+/// The account has not recharged what the lowest tier asks for.
+pub fn below_minimum() -> Response<Body> {
+    error(
+        StatusCode::FORBIDDEN,
+        "insufficient_quota",
+        "account_below_minimum",
+        "the account has not yet been recharged with the least amount that is needed to use this model",
+    )
+}
+
 /// In the shape of OpenAI's list of models.
 pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Response<Body> {
     let model =

@@ -10,12 +10,12 @@ use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
+use crate::enforce::accounts::{Accounts, Holder, NoTier};
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::keyring::{Holder, Keyring};
 use crate::enforce::limiter::Quota;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
@@ -24,12 +24,13 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
+use crate::wire::Row;
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
     pub shared: Arc<Shared>,
     pub routing: ArcSwap<Routing>,
-    pub keyring: ArcSwap<Keyring>,
+    pub accounts: ArcSwap<Accounts>,
     pub client: HttpClient,
     pub caps: Caps,
     /// Room for the bodies of all requests together, see [`intake`].
@@ -54,7 +55,7 @@ impl Gate {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
         }
-        let Some(holder) = self.keyring.load().identify(request.headers()).cloned() else {
+        let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
             let response = answer::unauthorized();
             let through =
@@ -111,12 +112,22 @@ impl Gate {
             self.shared.count.unknown_models();
             return answer::unknown_model();
         };
+        let held = self.shared.cell.held();
+        let product = held.as_ref().and_then(|held| held.table.product_of(model));
+        let tier = match holder.tier(product) {
+            Ok(tier) => tier,
+            Err(NoTier::BelowMinimum) => return answer::below_minimum(),
+            Err(NoTier::Unknown) => {
+                self.shared.count.unknown_models();
+                return answer::unknown_model();
+            }
+        };
         let wanted = ticket::Request {
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
-            ..ticket::Request::new(model, holder.tier.as_str(), holder.counters)
+            ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
@@ -141,9 +152,12 @@ impl Gate {
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
     fn models(&self, routing: &Routing, holder: &Holder) -> Response<Body> {
         let held = self.shared.cell.held();
-        let rows = held.iter().flat_map(|held| &held.table.rows);
-        let mine =
-            rows.filter(|row| row.tier == holder.tier && routing.upstream(row.model.as_str()).is_some());
+        let Some(held) = held.as_ref() else { return answer::models(std::iter::empty()) };
+        let has = |row: &&Row| {
+            let product = row.product.as_ref().and_then(|product| held.table.products.get(product));
+            holder.tier(product) == Ok(&row.tier) && routing.upstream(row.model.as_str()).is_some()
+        };
+        let mine = held.table.rows.iter().filter(has);
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 

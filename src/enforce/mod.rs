@@ -14,6 +14,8 @@ pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]
+pub mod accounts;
+#[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
 mod answer;
@@ -37,8 +39,6 @@ mod gateway;
 mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
-#[cfg(feature = "daemon")]
-pub mod keyring;
 #[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
