@@ -15,6 +15,7 @@ use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
+use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
 use crate::enforce::limiter::Quota;
 use crate::enforce::room::Room;
@@ -24,6 +25,7 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
+use crate::unit::ModelId;
 use crate::wire::Row;
 
 /// What the proxy needs besides the limiter.
@@ -108,11 +110,13 @@ impl Gate {
             return answer::unknown_path();
         }
         let found = ask.model.as_deref().or(routed);
-        let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
+        let held = self.shared.cell.held();
+        let route =
+            |model: &str| routing.route(model, held.as_ref().and_then(|held| held.table.models.get(model)));
+        let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             self.shared.count.unknown_models();
             return answer::unknown_model();
         };
-        let held = self.shared.cell.held();
         let product = held.as_ref().and_then(|held| held.table.product_of(model));
         let tier = match holder.tier(product) {
             Ok(tier) => tier,
@@ -144,9 +148,14 @@ impl Gate {
             Verdict::Refused(refusal) => return self.refuse(&refusal, &quotas),
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let mut response = self.forward(request, ask, upstream, guard).await;
-        answer::quota_headers(response.headers_mut(), &quotas);
-        response
+        let errand = Errand { request, ask, model: ModelId::new(model) };
+        match self.forward(errand, &route, guard).await {
+            Ok(mut response) => {
+                answer::quota_headers(response.headers_mut(), &quotas);
+                response
+            }
+            Err(refusal) => self.refuse(&refusal, &quotas),
+        }
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -155,7 +164,8 @@ impl Gate {
         let Some(held) = held.as_ref() else { return answer::models(std::iter::empty()) };
         let has = |row: &&Row| {
             let product = row.product.as_ref().and_then(|product| held.table.products.get(product));
-            holder.tier(product) == Ok(&row.tier) && routing.upstream(row.model.as_str()).is_some()
+            let entry = held.table.models.get(&row.model);
+            holder.tier(product) == Ok(&row.tier) && routing.serves(row.model.as_str(), entry)
         };
         let mine = held.table.rows.iter().filter(has);
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))

@@ -202,7 +202,9 @@ impl UsageReport {
         }
         let limits = self.providers.values().map(|provider| provider.limits.len()).max().unwrap_or(0);
         if limits > REPORT_LIMITS_MAX {
-            return Err(UsageError(format!("{limits} limits of one provider, allowed are {REPORT_LIMITS_MAX}")));
+            return Err(UsageError(format!(
+                "{limits} limits of one provider, allowed are {REPORT_LIMITS_MAX}"
+            )));
         }
         let name = self.node.as_str();
         let printable = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control);

@@ -89,7 +89,9 @@ impl Words {
             self.retry = self.retry.max(reset::wait(delay, 0));
         }
         let violations = detail.get("violations").and_then(Value::as_array);
-        for quota in violations.into_iter().flatten().filter_map(|violation| violation.get("quotaId")?.as_str()) {
+        for quota in
+            violations.into_iter().flatten().filter_map(|violation| violation.get("quotaId")?.as_str())
+        {
             self.quotas.push(quota.to_ascii_lowercase());
         }
     }

@@ -147,8 +147,7 @@ fn said(name: &str) -> Option<Said> {
 
 /// The number's name stands first (`limit-requests`) or last (`requests-limit`).
 fn number(rest: &str) -> Option<(Number, &str)> {
-    let numbers =
-        [("limit", Number::Limit), ("remaining", Number::Remaining), ("reset", Number::Reset)];
+    let numbers = [("limit", Number::Limit), ("remaining", Number::Remaining), ("reset", Number::Reset)];
     numbers.into_iter().find_map(|(word, number)| {
         let first = rest.strip_prefix(word).filter(|rest| rest.is_empty() || rest.starts_with('-'));
         let last = || rest.strip_suffix(word).filter(|rest| rest.ends_with('-'));
@@ -178,10 +177,8 @@ impl Numbers {
 impl Reading {
     /// Nothing remains of it, and it is one that refuses.
     pub fn is_exhausted(&self) -> bool {
-        let refuses = !matches!(
-            self.quantity,
-            Quantity::PriorityInputTokens | Quantity::PriorityOutputTokens
-        );
+        let refuses =
+            !matches!(self.quantity, Quantity::PriorityInputTokens | Quantity::PriorityOutputTokens);
         refuses && self.remaining == Some(0)
     }
 

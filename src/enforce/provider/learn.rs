@@ -163,7 +163,8 @@ fn over(class: Class, readings: &[Reading], words: &Words, unix_ms: u64) -> Opti
     }
     let long = matches!(class, Class::Period | Class::Money);
     let resets = |exhausted: bool| {
-        let counted = readings.iter().filter(move |r| (!exhausted || r.is_exhausted()) && r.is_long() == long);
+        let counted =
+            readings.iter().filter(move |r| (!exhausted || r.is_exhausted()) && r.is_long() == long);
         counted.filter_map(|r| r.reset)
     };
     resets(true)

@@ -97,7 +97,8 @@ fn what_is_said_to_wait_wins_in_this_order() {
     assert_eq!(lesson(429, &[], text).wait, ms(30_000));
     assert_eq!(lesson(429, &[("retry-after", "Sun, 12 Jan 2025 23:11:09 GMT")], "").wait, ms(9_000));
     // By the provider's own clock, where it tells it.
-    let skewed = [("date", "Sun, 12 Jan 2025 23:11:05 GMT"), ("retry-after", "Sun, 12 Jan 2025 23:11:09 GMT")];
+    let skewed =
+        [("date", "Sun, 12 Jan 2025 23:11:05 GMT"), ("retry-after", "Sun, 12 Jan 2025 23:11:09 GMT")];
     assert_eq!(lesson(429, &skewed, "").wait, ms(4_000));
     assert_eq!(lesson(429, &[], "").wait, None);
 }
@@ -122,7 +123,8 @@ fn azure_integer_seconds_and_four_kinds_of_429() {
         ("x-ratelimit-reset-tokens", "26"),
     ];
     let text = r#"{"error":{"code":"429","message":"Requests to the ChatCompletions_Create Operation have exceeded token rate limit. Please retry after 6 seconds."}}"#;
-    let refused = lesson(429, &[&headers[..], &[("retry-after", "6"), ("retry-after-ms", "5214")]].concat(), text);
+    let refused =
+        lesson(429, &[&headers[..], &[("retry-after", "6"), ("retry-after-ms", "5214")]].concat(), text);
     assert_eq!((refused.class, refused.wait), (Class::Quota, ms(5_214)));
     assert_eq!(told(&refused), [(Tokens, Minute, Some(120_000), Some(0), Some(26_000))]);
     assert_eq!(lesson(429, &[], text).wait, ms(6_000));
@@ -320,14 +322,18 @@ fn bedrock_names_its_exceptions_in_a_header() {
     assert_eq!(lesson(429, &throttled, r#"{"message":"Too many tokens"}"#).class, Class::Quota);
     let cold = [("x-amzn-errortype", "ModelNotReadyException")];
     assert_eq!(lesson(429, &cold, r#"{"message":"Try your request again"}"#).class, Class::Overload);
-    assert_eq!(lesson(503, &[("x-amzn-errortype", "ServiceUnavailableException")], "").class, Class::Overload);
+    assert_eq!(
+        lesson(503, &[("x-amzn-errortype", "ServiceUnavailableException")], "").class,
+        Class::Overload
+    );
 }
 
 #[test]
 fn moonshot_texts_tell_the_engine_from_the_account() {
     let engine = r#"{"error":{"message":"The engine is currently overloaded, please try again later","type":"engine_overloaded_error"}}"#;
     assert_eq!(lesson(429, &[], engine).class, Class::Overload);
-    let headers = [("x-ratelimit-limit", "3"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1736723500")];
+    let headers =
+        [("x-ratelimit-limit", "3"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1736723500")];
     let own = r#"{"error":{"message":"Your account reached max request: 3, please try again after 1 seconds","type":"rate_limit_reached_error"}}"#;
     let refused = lesson(429, &headers, own);
     assert_eq!((refused.class, refused.wait), (Class::Quota, ms(40_000)));
@@ -339,11 +345,8 @@ fn moonshot_texts_tell_the_engine_from_the_account() {
 
 #[test]
 fn predictions_unix_seconds_and_their_code() {
-    let headers = [
-        ("x-ratelimit-limit", "60"),
-        ("x-ratelimit-remaining", "0"),
-        ("x-ratelimit-reset", "1736723520"),
-    ];
+    let headers =
+        [("x-ratelimit-limit", "60"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1736723520")];
     let refused = lesson(429, &[&headers[..], &[("retry-after", "17")]].concat(), "");
     assert_eq!((refused.class, refused.wait), (Class::Quota, ms(17_000)));
     assert_eq!(told(&refused), [(Requests, Minute, Some(60), Some(0), Some(60_000))]);
@@ -375,7 +378,8 @@ fn statuses_mean_what_they_mean() {
 
 #[test]
 fn a_request_fault_teaches_nothing_whatever_it_quotes() {
-    let quoted = r#"{"error":{"code":"insufficient_quota","message":"no such field: credit balance, overloaded"}}"#;
+    let quoted =
+        r#"{"error":{"code":"insufficient_quota","message":"no such field: credit balance, overloaded"}}"#;
     for status in [400, 404, 422] {
         let fault = lesson(status, &[("retry-after", "86400")], quoted);
         assert_eq!((fault.class, fault.wait), (Class::Fault, None));
@@ -386,7 +390,9 @@ fn a_request_fault_teaches_nothing_whatever_it_quotes() {
 fn bodies_of_any_kind_are_survived() {
     let deep = "[".repeat(60_000);
     let long = format!("{{\"message\":\"{}\"}}", "x".repeat(60_000));
-    for body in ["", "null", "[]", "{\"error\":7}", "\u{0}\u{1}", deep.as_str(), long.as_str(), "<html>429</html>"] {
+    for body in
+        ["", "null", "[]", "{\"error\":7}", "\u{0}\u{1}", deep.as_str(), long.as_str(), "<html>429</html>"]
+    {
         assert_eq!(lesson(429, &[], body).class, Class::Quota);
     }
     let headers: Vec<(String, String)> =
