@@ -180,6 +180,10 @@ bounds! {
         TABLE_BYTES_MAX: usize, bytes = 8 << 20, "refused by publisher and node alike; the last good table stays";
         /// Most rows, and most node shares, of one limit table.
         TABLE_ENTRIES_MAX: usize, count = 262_144, "refused by publisher and node alike; the last good table stays";
+        /// Longest body or header value of a dialect, before its placeholders are filled.
+        ANSWER_TEMPLATE_BYTES_MAX: usize, bytes = 4 << 10, "the policy is refused with its place";
+        /// Most headers of one dialect.
+        ANSWER_HEADERS_MAX: usize, count = 32, "the policy is refused with its place";
         /// Longest name of a pool, model, tier or node.
         NAME_BYTES_MAX: usize, bytes = 256, "refused";
         /// Largest encoded usage report.

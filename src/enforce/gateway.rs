@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
@@ -17,7 +17,7 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::limiter::Quota;
+use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
@@ -25,8 +25,11 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
+use crate::enforce::voice::{Quotas, Voice};
 use crate::unit::ModelId;
+use crate::unit::unix_now;
 use crate::wire::Row;
+use crate::wire::dialect::Kind;
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
@@ -57,17 +60,50 @@ impl Gate {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
         }
+        let moment = moment();
+        let held = self.shared.cell.held();
+        let table = held.as_ref().map(|held| &*held.table);
         let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
-            let response = answer::unauthorized();
+            let mut response = Voice::of_nobody(table).say(Kind::Unauthorized, "", moment);
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
             let through =
                 self.puts_up_with(&request) && (!unread || intake::discard(request.into_body()).await);
             return if through { response } else { closing(response) };
         };
+        match self.proceed(request, &holder).await {
+            Ok(response) => response,
+            // Refused before its model was known: what is known of the key is said all the same.
+            Err(mut response) => {
+                let voice = Voice::of_holder(table, &holder);
+                let quotas = self.quotas(&voice, &holder);
+                voice.mark(&mut response, &quotas, None, moment);
+                response
+            }
+        }
+    }
+
+    /// How a key stands where no model was named.
+    fn quotas(&self, voice: &Voice<'_>, holder: &Holder) -> Quotas {
+        let Some(row) = voice.row else { return Quotas::default() };
+        let (model, tier) = (row.model.as_str(), row.tier.as_str());
+        self.shared
+            .cell
+            .with(|limiter, now| limiter.quotas(now, model, tier, holder.account.unwrap_or(holder.key)))
+    }
+
+    /// An answer that shows how the key stands, or one that still has to.
+    async fn proceed(
+        &self,
+        request: Request<Incoming>,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         // An asterisk or nothing would end up in the authority of the upstream's URL.
         if !request.uri().path().starts_with('/') {
             self.shared.count.bad_requests();
-            return closing(answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash"));
+            let response = answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash");
+            return Err(closing(response));
         }
         let (parts, body) = request.into_parts();
         // The room is held for as long as the body is.
@@ -78,17 +114,14 @@ impl Gate {
                     Refused::NoRoom => self.shared.count.bodies_refused(),
                     _ => self.shared.count.bad_requests(),
                 }
-                return closing(refused.answer(&self.caps));
+                return Err(closing(refused.answer(&self.caps)));
             }
         };
-        let ask = match understand(&parts, &body) {
-            Ok(ask) => ask,
-            Err(message) => {
-                self.shared.count.bad_requests();
-                return answer::invalid(StatusCode::BAD_REQUEST, &message);
-            }
-        };
-        self.decide(Request::from_parts(parts, body), &ask, &holder).await
+        let ask = understand(&parts, &body).map_err(|message| {
+            self.shared.count.bad_requests();
+            answer::invalid(StatusCode::BAD_REQUEST, &message)
+        })?;
+        self.decide(Request::from_parts(parts, body), &ask, holder).await
     }
 
     /// Whether the source of a request without a valid key may keep its connection.
@@ -98,35 +131,50 @@ impl Gate {
         strangers.attempt(source, self.shared.cell.now())
     }
 
-    async fn decide(&self, request: Request<Bytes>, ask: &Ask, holder: &Holder) -> Response<Body> {
+    async fn decide(
+        &self,
+        request: Request<Bytes>,
+        ask: &Ask,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         let routing = self.routing.load_full();
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
-            return self.models(&routing, holder);
+            return Err(self.models(&routing, holder));
         }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
             self.shared.count.bad_requests();
-            return answer::unknown_path();
+            return Err(answer::unknown_path());
         }
-        let found = ask.model.as_deref().or(routed);
+        let moment = moment();
         let held = self.shared.cell.held();
-        let route =
-            |model: &str| routing.route(model, held.as_ref().and_then(|held| held.table.models.get(model)));
+        let table = held.as_ref().map(|held| &*held.table);
+        let found = ask.model.as_deref().or(routed);
+        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             self.shared.count.unknown_models();
-            return answer::unknown_model();
+            let voice = Voice::of_holder(table, holder);
+            return Err(voice.say(Kind::UnknownModel, found.unwrap_or_default(), moment));
         };
-        let product = held.as_ref().and_then(|held| held.table.product_of(model));
+        let product = table.and_then(|table| table.product_of(model));
         let tier = match holder.tier(product) {
             Ok(tier) => tier,
-            Err(NoTier::BelowMinimum) => return answer::below_minimum(),
+            Err(NoTier::BelowMinimum) => {
+                return Err(Voice::of_model(table, model).say(Kind::Recharge, model, moment));
+            }
             Err(NoTier::Unknown) => {
                 self.shared.count.unknown_models();
-                return answer::unknown_model();
+                return Err(Voice::of_model(table, model).say(Kind::UnknownModel, model, moment));
             }
         };
+        let overrides = ticket::Overrides {
+            key: holder.overrides.as_ref().map(|own| own.limits(model)),
+            account: holder.facts.as_ref().and_then(|facts| Some(facts.overrides.as_ref()?.limits(model))),
+        };
         let wanted = ticket::Request {
+            account: holder.account,
+            overrides,
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
@@ -143,18 +191,28 @@ impl Gate {
             };
             (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
         });
+        let voice = Voice::of(table, model, wanted.tier);
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => return self.refuse(&refusal, &quotas),
+            Verdict::Refused(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, moment);
+                return refused.ok_or_else(answer::no_limits);
+            }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
         let errand = Errand { request, ask, model: ModelId::new(model) };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
-                answer::quota_headers(response.headers_mut(), &quotas);
-                response
+                voice.mark(&mut response, &quotas, None, moment);
+                Ok(response)
             }
-            Err(refusal) => self.refuse(&refusal, &quotas),
+            // Asking took its time: when to come again counts from now on.
+            Err(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, self::moment());
+                refused.ok_or_else(answer::no_limits)
+            }
         }
     }
 
@@ -171,15 +229,17 @@ impl Gate {
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 
-    fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {
+    fn count(&self, refusal: &Refusal) {
         self.shared.count.refusals.count(&refusal.reason);
         if matches!(refusal.reason, RefusalReason::UnknownModel | RefusalReason::UnknownTier) {
             self.shared.count.unknown_models();
         }
-        let mut response = answer::refusal(refusal, jitter());
-        answer::quota_headers(response.headers_mut(), quotas);
-        response
     }
+}
+
+/// Read once for one answer, so that all it says of time is of one instant.
+fn moment() -> Moment {
+    Moment { unix: unix_now(), jitter: jitter() }
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?

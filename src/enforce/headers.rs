@@ -68,9 +68,9 @@ pub fn strip(headers: &mut HeaderMap) {
 /// is passed on keeps its Retry-After: there the upstream speaks for itself.
 pub fn remove_quotas(headers: &mut HeaderMap, status: StatusCode) {
     remove_where(headers, is_quota);
+    headers.remove("retry-after-ms");
     if !status.is_client_error() && !status.is_server_error() {
         headers.remove(header::RETRY_AFTER);
-        headers.remove("retry-after-ms");
     }
 }
 

@@ -52,6 +52,8 @@ mod patient;
 #[cfg(feature = "daemon")]
 mod provider;
 #[cfg(feature = "daemon")]
+mod render;
+#[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
 pub mod room;
@@ -65,6 +67,8 @@ mod strangers;
 mod stream;
 #[cfg(feature = "daemon")]
 mod upstream;
+#[cfg(feature = "daemon")]
+mod voice;
 
 pub use cell::Cell;
 pub use limiter::{Limiter, Quota};

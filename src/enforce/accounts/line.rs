@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bounds::ACCOUNT_LINE_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
-use crate::enforce::ticket::KeyId;
+use crate::enforce::ticket::{KeyId, Limits};
 use crate::unit::{Dimension, Limit, ModelId, TierId};
 use crate::wire::Budget;
 
@@ -127,7 +127,7 @@ impl Account {
 
 impl Overrides {
     /// What replaces limits on a model: its own entries, and those for all models beside them.
-    pub fn limits(&self, model: &str) -> &BTreeMap<Dimension, Limit> {
+    pub fn limits(&self, model: &str) -> &Limits {
         self.models.get(model).unwrap_or(&self.rates)
     }
 

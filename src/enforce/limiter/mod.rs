@@ -42,6 +42,7 @@ pub struct Limiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     pub dimension: Dimension,
+    pub scope: Scope,
     /// Of all nodes together, per minute.
     pub limit: u64,
     /// Left at this node now; never above `limit`.
@@ -209,7 +210,7 @@ impl Limiter {
                     return None;
                 };
                 let (remaining, reset) = bucket?.remaining(now, micro, window(scope));
-                Some(Quota { dimension, limit, remaining: remaining.min(limit), reset })
+                Some(Quota { dimension, scope, limit, remaining: remaining.min(limit), reset })
             };
             let tier = one(Scope::Tier, row.buckets.get(at));
             let key = one(Scope::Key, keyed.buckets.get(at));
