@@ -73,8 +73,8 @@ impl Allowance {
             return Allowance::Unlimited;
         };
         let ppm = match scope {
-            Scope::Key => portion.of_keys,
-            Scope::Tier => portion.ppm,
+            Scope::Key | Scope::Account => portion.of_keys,
+            Scope::Tier | Scope::Model | Scope::Provider => portion.ppm,
         };
         let mut micro = u128::from(limit) * u128::from(ppm);
         if scope == Scope::Key && limit > 0 {
