@@ -88,6 +88,7 @@ const SHELLS: &[&str] = &[
     "enforce/admin.rs",
     "enforce/client.rs",
     "enforce/config.rs",
+    "enforce/fallback.rs",
     "enforce/files.rs",
     "enforce/follow.rs",
     "enforce/follow_http.rs",

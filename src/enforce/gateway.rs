@@ -15,7 +15,7 @@ use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
-use crate::enforce::headers::strip_standing;
+use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
@@ -26,6 +26,7 @@ use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::{Quotas, Voice};
+use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::Row;
 use crate::wire::dialect::Kind;
@@ -150,7 +151,8 @@ impl Gate {
         let held = self.shared.cell.held();
         let table = held.as_ref().map(|held| &*held.table);
         let found = ask.model.as_deref().or(routed);
-        let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
+        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
+        let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             self.shared.count.unknown_models();
             let voice = Voice::of_holder(table, holder);
             return Err(voice.say(Kind::UnknownModel, found.unwrap_or_default(), moment));
@@ -199,10 +201,19 @@ impl Gate {
             }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let mut response = self.forward(request, ask, upstream, guard).await;
-        strip_standing(response.headers_mut());
-        voice.mark(&mut response, &quotas, None, moment);
-        Ok(response)
+        let errand = Errand { request, ask, model: ModelId::new(model) };
+        match self.forward(errand, &route, guard).await {
+            Ok(mut response) => {
+                voice.mark(&mut response, &quotas, None, moment);
+                Ok(response)
+            }
+            // Asking took its time: when to come again counts from now on.
+            Err(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, self::moment());
+                refused.ok_or_else(answer::no_limits)
+            }
+        }
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -211,7 +222,8 @@ impl Gate {
         let Some(held) = held.as_ref() else { return answer::models(std::iter::empty()) };
         let has = |row: &&Row| {
             let product = row.product.as_ref().and_then(|product| held.table.products.get(product));
-            holder.tier(product) == Ok(&row.tier) && routing.upstream(row.model.as_str()).is_some()
+            let entry = held.table.models.get(&row.model);
+            holder.tier(product) == Ok(&row.tier) && routing.serves(row.model.as_str(), entry)
         };
         let mine = held.table.rows.iter().filter(has);
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
