@@ -25,7 +25,7 @@
 //! |---|---|---|
 //! | [`bounds`] | nothing | bounds nothing: what grows without an entry here is a mistake |
 //! | [`unit`](mod@unit) | nothing | does arithmetic that can panic or yields NaN in a limit |
-//! | `planted` | nothing | is there outside the build of that name |
+//! | [`planted`] | nothing | is there outside the build of that name |
 //! | [`wire`] | `bounds`, `unit`, `planted` | opens a socket, reads a clock, applies a table that it did not validate |
 //! | [`policy`] | `bounds`, `unit`, `wire` | guesses: a mistake is refused with its place, and nothing of the directory is taken |
 //! | [`observe`] | `bounds`, `unit`, `wire`, `policy` | turns silence into a zero, or waits beyond its deadline |
@@ -125,7 +125,7 @@ pub mod ledger;
 pub mod metrics;
 #[cfg(feature = "control")]
 pub mod observe;
-mod planted;
+pub mod planted;
 #[cfg(feature = "control")]
 pub mod policy;
 #[cfg(feature = "daemon")]
