@@ -66,14 +66,15 @@ impl Allowance {
             // A node without a share has only what is reserved for such nodes; steering may be
             // below `safe` only where the table itself is.
             Scope::Tier => entry.safe.min(held.tier_limit(entry, now)),
-            Scope::Key => entry.key_limit,
+            Scope::Account => entry.account_limit,
+            _ => entry.key_limit,
         };
         let Limit::Finite(limit) = limit else {
             return Allowance::Unlimited;
         };
         let ppm = match scope {
-            Scope::Key => portion.of_keys,
-            Scope::Tier => portion.ppm,
+            Scope::Key | Scope::Account => portion.of_keys,
+            Scope::Tier | Scope::Model | Scope::Provider => portion.ppm,
         };
         let mut micro = u128::from(limit) * u128::from(ppm);
         if scope == Scope::Key && limit > 0 {
@@ -112,7 +113,7 @@ impl Allowance {
 pub fn window(scope: Scope) -> Duration {
     match scope {
         Scope::Tier => TIER_WINDOW,
-        Scope::Key => KEY_WINDOW,
+        _ => KEY_WINDOW,
     }
 }
 

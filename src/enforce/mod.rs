@@ -14,6 +14,8 @@ pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]
+pub mod accounts;
+#[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
 mod answer;
@@ -24,9 +26,13 @@ mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+mod fallback;
+#[cfg(feature = "daemon")]
 mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
+#[cfg(feature = "daemon")]
+mod forward;
 #[cfg(feature = "daemon")]
 pub mod framing;
 #[cfg(feature = "daemon")]
@@ -36,8 +42,6 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
-pub mod keyring;
-#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
@@ -45,6 +49,10 @@ mod metrics;
 pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
+#[cfg(feature = "daemon")]
+mod provider;
+#[cfg(feature = "daemon")]
+mod render;
 #[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
@@ -59,6 +67,8 @@ mod strangers;
 mod stream;
 #[cfg(feature = "daemon")]
 mod upstream;
+#[cfg(feature = "daemon")]
+mod voice;
 
 pub use cell::Cell;
 pub use limiter::{Limiter, Quota};

@@ -10,12 +10,14 @@
 )]
 
 mod abuse;
+mod accounts;
 mod away;
 mod cli;
 mod edges;
 mod flood;
 mod follow;
 mod openai;
+mod providers;
 mod proxy;
 mod smuggling;
 #[path = "../support/mod.rs"]

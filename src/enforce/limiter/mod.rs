@@ -17,6 +17,7 @@ use crate::enforce::keys::{KeyName, KeyState, Keys, Place};
 use crate::enforce::ticket::{
     Cap, Costs, KeyId, RATES, Refusal, RefusalReason, Request, Scope, Ticket, Verdict,
 };
+use crate::planted::bug;
 use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::Yields;
 use crate::wire::{Held, LimitTable, Offer, TableError};
@@ -42,6 +43,7 @@ pub struct Limiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     pub dimension: Dimension,
+    pub scope: Scope,
     /// Of all nodes together, per minute.
     pub limit: u64,
     /// Left at this node now; never above `limit`.
@@ -150,7 +152,7 @@ impl Limiter {
         }
         if let Some(refusal) = worst.0 {
             row.counted.refused_limit.add(costs.work);
-            if cfg!(feature = "bug-refused-charges") {
+            if bug("refused-charges") {
                 row.buckets.iter_mut().zip(costs.rates()).for_each(|(bucket, cost)| bucket.charge(cost));
             }
             return Verdict::Refused(refusal);
@@ -209,7 +211,7 @@ impl Limiter {
                     return None;
                 };
                 let (remaining, reset) = bucket?.remaining(now, micro, window(scope));
-                Some(Quota { dimension, limit, remaining: remaining.min(limit), reset })
+                Some(Quota { dimension, scope, limit, remaining: remaining.min(limit), reset })
             };
             let tier = one(Scope::Tier, row.buckets.get(at));
             let key = one(Scope::Key, keyed.buckets.get(at));
@@ -294,7 +296,7 @@ fn is_idle(state: &KeyState, rows: &Rows, held: &Held, now: Instant) -> bool {
 }
 
 fn refuse(reason: RefusalReason, retry_after: Duration) -> Verdict {
-    Verdict::Refused(Refusal { reason, retry_after })
+    Verdict::Refused(Refusal::new(reason, retry_after))
 }
 
 // === impl Worst ===
@@ -302,7 +304,7 @@ fn refuse(reason: RefusalReason, retry_after: Duration) -> Verdict {
 impl Worst {
     fn add(&mut self, reason: RefusalReason, retry_after: Duration) {
         if self.0.as_ref().is_none_or(|known| known.retry_after < retry_after) {
-            self.0 = Some(Refusal { reason, retry_after });
+            self.0 = Some(Refusal::new(reason, retry_after));
         }
     }
 }
