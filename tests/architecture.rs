@@ -82,6 +82,7 @@ const SHELLS: &[&str] = &[
     "enforce/files.rs",
     "enforce/follow.rs",
     "enforce/follow_http.rs",
+    "enforce/forward.rs",
     "enforce/gateway.rs",
     "enforce/intake.rs",
     "enforce/metrics.rs",

@@ -173,7 +173,11 @@ impl World {
                 replica.page.finished(token.id, "stop");
                 let Flight { ticket, input, output, .. } = self.flights.remove(&token.id).unwrap();
                 let (input_tokens, output_tokens) = (u64::from(input), u64::from(output));
-                self.limiter.settle(now, ticket, Settlement::Used { input_tokens, output_tokens, images: 0 });
+                self.limiter.settle(
+                    now,
+                    ticket,
+                    Settlement::Used { input_tokens, cached_tokens: 0, output_tokens, images: 0 },
+                );
             }
         }
     }
@@ -188,13 +192,11 @@ impl World {
                 let cost = 1.13 * (200.0 + 4.0 * 60.0);
                 self.arrivals[tier] += self.chance.wait(OFFERED[tier] * capacity / cost);
                 let request = Request {
-                    model: MODEL,
-                    tier: name,
-                    key: [tier as u8; 32],
                     input_tokens: u64::from(input),
                     output_max: Some(u64::from(output)),
                     images: 1,
                     streamed: true,
+                    ..Request::new(MODEL, name, [tier as u8; 32])
                 };
                 if let Verdict::Admitted(ticket) = self.limiter.admit(now, &request) {
                     self.submit(now, ticket, input, output);

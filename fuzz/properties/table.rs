@@ -99,19 +99,22 @@ fn use_up(limiter: &mut Limiter, row: &Row, now: Instant) {
         .values()
         .any(|entry| entry.tier_limit == Limit::Finite(0) || entry.key_limit == Limit::Finite(0));
     let ends = [
-        Settlement::Used { input_tokens: u64::MAX, output_tokens: u64::MAX, images: u64::MAX },
-        Settlement::Used { input_tokens: 0, output_tokens: 0, images: 0 },
+        Settlement::Used {
+            input_tokens: u64::MAX,
+            cached_tokens: 0,
+            output_tokens: u64::MAX,
+            images: u64::MAX,
+        },
+        Settlement::Used { input_tokens: 0, cached_tokens: 0, output_tokens: 0, images: 0 },
         Settlement::NotSent,
     ];
     for (at, end) in ends.into_iter().enumerate() {
         let request = Request {
-            model: row.model.as_str(),
-            tier: row.tier.as_str(),
-            key: [at as u8; 32],
             input_tokens: [1, 1 << 20, u64::MAX][at],
             output_max: [None, Some(1 << 20), Some(u64::MAX)][at],
             images: 1,
             streamed: at == 0,
+            ..Request::new(row.model.as_str(), row.tier.as_str(), [at as u8; 32])
         };
         match limiter.admit(now, &request) {
             Verdict::Admitted(mut ticket) => {

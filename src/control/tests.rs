@@ -94,6 +94,7 @@ impl Run {
             nack: None,
             rows: vec![row("enterprise"), row("starter")],
             pools: BTreeMap::new(),
+            providers: BTreeMap::new(),
         }
     }
 

@@ -58,7 +58,8 @@ impl Allowance {
             // A node without a share has only what is reserved for such nodes; steering may be
             // below `safe` only where the table itself is.
             Scope::Tier => entry.safe.min(held.tier_limit(entry, now)),
-            Scope::Key => entry.key_limit,
+            Scope::Account => entry.account_limit,
+            _ => entry.key_limit,
         };
         let Limit::Finite(limit) = limit else {
             return Allowance::Unlimited;
@@ -105,6 +106,6 @@ impl Allowance {
 pub fn window(scope: Scope) -> Duration {
     match scope {
         Scope::Tier => TIER_WINDOW,
-        Scope::Key => KEY_WINDOW,
+        _ => KEY_WINDOW,
     }
 }

@@ -14,6 +14,8 @@ pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]
+pub mod accounts;
+#[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
 mod answer;
@@ -28,6 +30,8 @@ mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
 #[cfg(feature = "daemon")]
+mod forward;
+#[cfg(feature = "daemon")]
 pub mod framing;
 #[cfg(feature = "daemon")]
 mod gateway;
@@ -36,8 +40,6 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
-pub mod keyring;
-#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
@@ -45,6 +47,8 @@ mod metrics;
 pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
+#[cfg(feature = "daemon")]
+mod provider;
 #[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]

@@ -228,6 +228,9 @@ fn short(name: &str) -> &str {
 pub fn scope_word(scope: Scope) -> &'static str {
     match scope {
         Scope::Key => "key",
+        Scope::Account => "account",
+        Scope::Model => "model",
+        Scope::Provider => "provider",
         Scope::Tier => "tier",
     }
 }
@@ -235,6 +238,9 @@ pub fn scope_word(scope: Scope) -> &'static str {
 fn scope_text(scope: Scope) -> &'static str {
     match scope {
         Scope::Key => "your key",
+        Scope::Account => "your account",
+        Scope::Model => "all users of this model together",
+        Scope::Provider => "this node",
         Scope::Tier => "all keys of your tier together",
     }
 }

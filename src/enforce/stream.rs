@@ -143,7 +143,12 @@ impl Metered {
             Some(output) if output > 0 => output,
             _ => self.meter.output_seen(),
         };
-        Settlement::Used { input_tokens: usage.input.unwrap_or(input_tokens), output_tokens, images }
+        Settlement::Used {
+            input_tokens: usage.input.unwrap_or(input_tokens),
+            cached_tokens: 0,
+            output_tokens,
+            images,
+        }
     }
 
     fn died(&mut self) {

@@ -4,13 +4,18 @@
 //! [`Limiter::settle`](crate::enforce::Limiter::settle) consumes it, so a request is settled at
 //! most once by construction; a shell holds it in a guard whose drop settles.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::enforce::keys::KeyName;
 use crate::unit::{Dimension, Instant, Limit};
 
-/// SHA-256 of an account's name or of a key: fixed length, nothing a client chose.
+/// SHA-256 of an account's name or of a key, or [`Limiter::key`](crate::enforce::Limiter::key) of
+/// its bytes: fixed length, nothing a client chose. The first 16 bytes tell keys apart.
 pub type KeyId = [u8; 32];
+
+/// Limits by dimension.
+pub type Limits = BTreeMap<Dimension, Limit>;
 
 /// One request at the door, as far as limits care.
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +23,24 @@ pub struct Request<'a> {
     pub model: &'a str,
     pub tier: &'a str,
     pub key: KeyId,
+    /// Whose key it is, where several keys share an account.
+    pub account: Option<KeyId>,
+    pub overrides: Overrides<'a>,
     pub input_tokens: u64,
     /// The client's own bound on output tokens.
     pub output_max: Option<u64>,
     pub images: u64,
     /// The first token says when the request stops waiting; otherwise nothing does.
     pub streamed: bool,
+    /// Creates a job, which outlives the request: see [`Ticket::take_job`].
+    pub job: bool,
+}
+
+/// Limits of this key or account alone, in place of the table's, dimension by dimension.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Overrides<'a> {
+    pub key: Option<&'a Limits>,
+    pub account: Option<&'a Limits>,
 }
 
 #[derive(Debug)]
@@ -40,6 +57,10 @@ pub struct Refusal {
     /// After this time, without other use and under no lower table, the request is admitted. For
     /// limits of zero, counts and pool room no such time is known; it is then a fixed pause.
     pub retry_after: Duration,
+    /// Of a limit on a count: how many are active now. Zero for rates.
+    pub active: u64,
+    /// No wait will do: the limit is zero, or more images were asked for than it has.
+    pub never: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +82,12 @@ pub enum RefusalReason {
 pub enum Scope {
     Tier,
     Key,
+    /// All keys of an account together.
+    Account,
+    /// All tiers of a model together.
+    Model,
+    /// Whoever serves a model.
+    Provider,
 }
 
 /// Which of a pool's caps.
@@ -73,8 +100,8 @@ pub enum Cap {
 /// How an admitted request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// The upstream said what it used. `input_tokens` are the uncached ones.
-    Used { input_tokens: u64, output_tokens: u64, images: u64 },
+    /// The upstream said what it used. `input_tokens` are those it had not cached.
+    Used { input_tokens: u64, cached_tokens: u64, output_tokens: u64, images: u64 },
     /// The client left, or usage never came: the larger of the estimate and what was seen.
     Broken { output_seen: u64 },
     /// As `Broken`, but the upstream broke off; counts as its error.
@@ -118,6 +145,34 @@ pub struct Costs {
     pub tokens: u64,
     pub images: u64,
     pub work: u64,
+}
+
+// === impl Request ===
+
+impl<'a> Request<'a> {
+    /// One request that does no work.
+    pub fn new(model: &'a str, tier: &'a str, key: KeyId) -> Request<'a> {
+        Request {
+            model,
+            tier,
+            key,
+            account: None,
+            overrides: Overrides::default(),
+            input_tokens: 0,
+            output_max: Some(0),
+            images: 0,
+            streamed: false,
+            job: false,
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    pub fn new(reason: RefusalReason, retry_after: Duration) -> Refusal {
+        Refusal { reason, retry_after, active: 0, never: false }
+    }
 }
 
 // === impl Ticket ===

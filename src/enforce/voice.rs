@@ -3,6 +3,7 @@
 
 use http::Response;
 
+use crate::enforce::accounts::Holder;
 use crate::enforce::answer::full;
 use crate::enforce::limiter::Quota;
 use crate::enforce::render::{self, Bound, Facts, Meter, Moment, Over, Standing};
@@ -17,6 +18,7 @@ use crate::wire::{Entry, LimitTable, Product, Row, Span};
 pub struct Voice<'a> {
     dialect: &'a Dialect,
     table: Option<&'a LimitTable>,
+    product: Option<&'a Product>,
     pub row: Option<&'a Row>,
 }
 
@@ -26,47 +28,44 @@ pub type Quotas = [Option<Quota>; 3];
 // === impl Voice ===
 
 impl<'a> Voice<'a> {
-    /// For a request of a model: the dialect of the row's product.
+    /// For a request of a model and tier: the dialect of their row's product.
     pub fn of(table: Option<&'a LimitTable>, model: &str, tier: &str) -> Voice<'a> {
         match table.and_then(|table| table.row(model, tier)) {
-            Some(row) => Voice::of_row(table, row),
-            None => Voice::of_tier(table, tier),
+            Some(row) => Voice { row: Some(row), ..Voice::of_product(table, product(table, row)) },
+            None => Voice::of_product(table, table.and_then(|table| table.product_of(model))),
         }
     }
 
-    /// For a request of no model that is known: of any row that the tier has. Where all models of
+    /// For a request of no model that is known: of any row that the holder has. Where all models of
     /// a product share their counters, that row also shows how the key stands.
-    pub fn of_tier(table: Option<&'a LimitTable>, tier: &str) -> Voice<'a> {
-        let row = table.and_then(|table| table.rows.iter().find(|row| row.tier.as_str() == tier));
-        let Some(row) = row else { return Voice::of_nobody(table) };
-        let voice = Voice::of_row(table, row);
-        let shared = voice.product().is_some_and(|product| product.span == Span::Product);
-        Voice { row: voice.row.filter(|_| shared), ..voice }
+    pub fn of_holder(table: Option<&'a LimitTable>, holder: &Holder) -> Voice<'a> {
+        let mut rows = table.into_iter().flat_map(|table| &table.rows);
+        let Some(row) = rows.find(|row| holder.tier(product(table, row)) == Ok(&row.tier)) else {
+            return Voice::of_nobody(table);
+        };
+        let product = product(table, row);
+        let shared = product.is_some_and(|product| product.span == Span::Product);
+        Voice { row: Some(row).filter(|_| shared), ..Voice::of_product(table, product) }
+    }
+
+    /// For a model of which the holder has no row.
+    pub fn of_product(table: Option<&'a LimitTable>, product: Option<&'a Product>) -> Voice<'a> {
+        let dialect = product.map_or(Dialect::of_nobody(), |product| &product.answers);
+        Voice { dialect, table, product, row: None }
     }
 
     /// For somebody who is not known: the one product there is speaks for itself, of several none
     /// is the right one.
     pub fn of_nobody(table: Option<&'a LimitTable>) -> Voice<'a> {
         let mut products = table.into_iter().flat_map(|table| table.products.values());
-        let dialect = match (products.next(), products.next()) {
-            (Some(only), None) => &only.answers,
-            _ => Dialect::of_nobody(),
-        };
-        Voice { dialect, table, row: None }
+        let only = products.next().filter(|_| products.next().is_none());
+        Voice::of_product(table, only)
     }
 
-    fn of_row(table: Option<&'a LimitTable>, row: &'a Row) -> Voice<'a> {
-        let voice = Voice { dialect: Dialect::of_nobody(), table, row: Some(row) };
-        Voice { dialect: voice.product().map_or(voice.dialect, |product| &product.answers), ..voice }
-    }
-
-    fn product(&self) -> Option<&'a Product> {
-        self.table?.products.get(self.row?.product.as_ref()?)
-    }
-
-    /// An answer of a kind of which nothing but the names is known.
+    /// An answer of a kind of which nothing but the model's name is known.
     pub fn say(&self, kind: Kind, model: &str, moment: Moment) -> Response<Body> {
-        let facts = Facts { kind, model, tier: "", wait: None, over: None, minimum: 0 };
+        let minimum = self.product.and_then(|product| product.recharge.values().min()).copied().unwrap_or(0);
+        let facts = Facts { kind, model, tier: "", wait: None, over: None, minimum };
         render::refusal(self.dialect, &facts, moment).map(full)
     }
 
@@ -168,11 +167,17 @@ impl<'a> Voice<'a> {
     }
 }
 
+fn product<'a>(table: Option<&'a LimitTable>, row: &Row) -> Option<&'a Product> {
+    table?.products.get(row.product.as_ref()?)
+}
+
 /// What a limit may become at most: a tier's moves up to its ceiling, the others stay.
 fn most(entry: &Entry, scope: Scope) -> Limit {
     match scope {
         Scope::Tier => entry.ceiling,
         Scope::Key => entry.key_limit,
+        Scope::Account => entry.account_limit,
+        Scope::Model | Scope::Provider => Limit::Unlimited,
     }
 }
 

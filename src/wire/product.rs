@@ -113,6 +113,21 @@ pub struct Price {
     pub request: u64,
 }
 
+// === impl Budget ===
+
+impl Budget {
+    pub const ALL: [Budget; 3] = [Budget::TokensPerDay, Budget::SpendPerDay, Budget::SpendPerMonth];
+
+    /// As files and people write it.
+    pub fn short(self) -> &'static str {
+        match self {
+            Budget::TokensPerDay => "tpd",
+            Budget::SpendPerDay => "spend_per_day",
+            Budget::SpendPerMonth => "spend_per_month",
+        }
+    }
+}
+
 // === impl Product ===
 
 impl Default for Product {

@@ -11,7 +11,7 @@ use crate::cli::{Process, addresses, enforce};
 use crate::support::node::*;
 use http::StatusCode;
 use serde_json::json;
-use tidegate::enforce::keyring::Keyring;
+use tidegate::enforce::accounts::Accounts;
 use tidegate::enforce::{Limiter, Request, Settlement, Verdict};
 use tidegate::unit::Dimension;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 /// What a flood may leave behind, KiB: buffers that the allocator keeps.
 const GROWTH_KIB: u64 = 48 << 10;
 
-fn long() -> bool {
+pub fn long() -> bool {
     std::env::var_os("TIDEGATE_LONG").is_some_and(|value| value == "1")
 }
 
@@ -198,7 +198,7 @@ async fn i01_a_source_of_strangers_loses_its_connections_and_its_neighbour_with_
 
 #[test]
 fn i01_a_ring_of_known_keys_is_not_changed_by_any_number_of_others() {
-    let ring = Keyring::parse(&keys()).unwrap();
+    let ring = Accounts::parse(&keys()).unwrap();
     let mut headers = http::HeaderMap::new();
     for at in 0..200_000_u64 {
         let key = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -235,16 +235,8 @@ fn i02_of_millions_of_known_keys_none_is_refilled_in_bounded_memory() {
         key[..8].copy_from_slice(&name.to_be_bytes());
         // The table is held for an hour; so many requests take less.
         let now = start + Duration::from_micros(50) * u32::try_from(at).unwrap();
-        let request = Request {
-            model: "m",
-            tier: "t",
-            key,
-            input_tokens: 1,
-            output_max: Some(0),
-            images: 1,
-            streamed: false,
-        };
-        let used = Settlement::Used { input_tokens: 1, output_tokens: 0, images: 1 };
+        let request = Request { input_tokens: 1, images: 1, ..Request::new("m", "t", key) };
+        let used = Settlement::Used { input_tokens: 1, cached_tokens: 0, output_tokens: 0, images: 1 };
         let Verdict::Admitted(ticket) = bounded.admit(now, &request) else { continue };
         bounded.settle(now, ticket, used);
         admitted += 1;

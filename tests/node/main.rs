@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod accounts;
 mod away;
 mod cli;
 mod edges;

@@ -77,6 +77,7 @@ pub async fn controller(dir: &Path, detail: Detail) -> Running {
                 nack: None,
                 rows: Vec::new(),
                 pools: Default::default(),
+                providers: Default::default(),
             };
             let body = serde_json::to_vec(&report).unwrap();
             call(running.addr, "POST /v1/usage", &[("authorization", &token)], &body).await;
@@ -104,17 +105,13 @@ pub async fn node(dir: &Path, table: &[u8], detail: Detail) -> NodeRunning {
     let held = until("the table", async || cell.held()).await;
     for row in &held.table.rows {
         let request = Request {
-            model: row.model.as_str(),
-            tier: row.tier.as_str(),
-            key: [7; 32],
             input_tokens: 10,
             output_max: Some(10),
-            images: 0,
-            streamed: false,
+            ..Request::new(row.model.as_str(), row.tier.as_str(), [7; 32])
         };
         let verdict = cell.with(|limiter, now| limiter.admit(now, &request));
         if let Verdict::Admitted(ticket) = verdict {
-            let used = Settlement::Used { input_tokens: 10, output_tokens: 5, images: 0 };
+            let used = Settlement::Used { input_tokens: 10, cached_tokens: 0, output_tokens: 5, images: 0 };
             cell.with(|limiter, now| limiter.settle(now, ticket, used));
         }
     }

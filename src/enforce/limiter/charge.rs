@@ -154,7 +154,7 @@ impl RowState {
             None => reserved,
         };
         match outcome {
-            Settlement::Used { input_tokens, output_tokens, images } => {
+            Settlement::Used { input_tokens, output_tokens, images, .. } => {
                 price(input_tokens, output_tokens, images)
             }
             Settlement::Broken { output_seen } | Settlement::Died { output_seen } => {

@@ -295,7 +295,7 @@ fn is_idle(state: &KeyState, rows: &Rows, held: &Held, now: Instant) -> bool {
 }
 
 fn refuse(reason: RefusalReason, retry_after: Duration) -> Verdict {
-    Verdict::Refused(Refusal { reason, retry_after })
+    Verdict::Refused(Refusal::new(reason, retry_after))
 }
 
 // === impl Worst ===
@@ -303,7 +303,7 @@ fn refuse(reason: RefusalReason, retry_after: Duration) -> Verdict {
 impl Worst {
     fn add(&mut self, reason: RefusalReason, retry_after: Duration) {
         if self.0.as_ref().is_none_or(|known| known.retry_after < retry_after) {
-            self.0 = Some(Refusal { reason, retry_after });
+            self.0 = Some(Refusal::new(reason, retry_after));
         }
     }
 }

@@ -81,15 +81,7 @@ fn limiter(table: LimitTable) -> Limiter {
 }
 
 fn request(tier: &str, key: u8) -> Request<'_> {
-    Request {
-        model: "m",
-        tier,
-        key: [key; 32],
-        input_tokens: 10,
-        output_max: Some(0),
-        images: 1,
-        streamed: true,
-    }
+    Request { input_tokens: 10, images: 1, streamed: true, ..Request::new("m", tier, [key; 32]) }
 }
 
 #[track_caller]
@@ -108,7 +100,7 @@ fn refused(verdict: Verdict) -> Refusal {
     }
 }
 
-const USED: Settlement = Settlement::Used { input_tokens: 10, output_tokens: 0, images: 1 };
+const USED: Settlement = Settlement::Used { input_tokens: 10, cached_tokens: 0, output_tokens: 0, images: 1 };
 
 /// Admits and settles until refused; how many went through.
 fn drain(limiter: &mut Limiter, now: Instant, request: &Request<'_>) -> u64 {
@@ -213,7 +205,11 @@ fn settling_replaces_the_estimate_by_the_use() {
     assert_eq!(ticket.reserved_work(), 210);
     let left = |limiter: &Limiter| limiter.quotas(START, "m", "a", [1; 32])[1].unwrap().remaining;
     assert_eq!(left(&limiter), 790);
-    limiter.settle(START, ticket, Settlement::Used { input_tokens: 10, output_tokens: 40, images: 0 });
+    limiter.settle(
+        START,
+        ticket,
+        Settlement::Used { input_tokens: 10, cached_tokens: 0, output_tokens: 40, images: 0 },
+    );
     assert_eq!(left(&limiter), 950);
     assert_eq!(limiter.report(START, START, 1).rows[0].admitted.work, 50);
     assert_eq!(limiter.output_expected("m", "a"), Some(40.0));
@@ -242,7 +238,11 @@ fn a_bucket_is_debited_below_empty_and_the_debt_is_paid_by_time() {
     one.output_max = None;
     let ticket = admitted(limiter.admit(START, &one));
     assert_eq!(ticket.reserved_work(), 266);
-    limiter.settle(START, ticket, Settlement::Used { input_tokens: 10, output_tokens: 1_190, images: 0 });
+    limiter.settle(
+        START,
+        ticket,
+        Settlement::Used { input_tokens: 10, cached_tokens: 0, output_tokens: 1_190, images: 0 },
+    );
     // 1200 used of 600; the next request needs min(10 + 1190, 600) = 600, so all 1200 must drain.
     assert_eq!(refused(limiter.admit(START, &one)).retry_after, Duration::from_secs(120));
     refused(limiter.admit(at(119.9), &one));
@@ -334,7 +334,11 @@ fn h07_z8_absurd_numbers_saturate() {
     (absurd.input_tokens, absurd.output_max, absurd.images) = (u64::MAX, Some(u64::MAX), u64::MAX);
     let ticket = admitted(limiter.admit(START, &absurd));
     let most = u64::MAX;
-    limiter.settle(START, ticket, Settlement::Used { input_tokens: most, output_tokens: most, images: most });
+    limiter.settle(
+        START,
+        ticket,
+        Settlement::Used { input_tokens: most, cached_tokens: 0, output_tokens: most, images: most },
+    );
     refused(limiter.admit(START, &absurd));
     refused(limiter.admit(Instant(u64::MAX), &absurd));
 }

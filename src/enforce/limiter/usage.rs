@@ -84,6 +84,7 @@ impl Limiter {
             nack: None,
             rows: rows.collect(),
             pools,
+            providers: Default::default(),
         }
     }
 }

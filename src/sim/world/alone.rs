@@ -189,13 +189,10 @@ impl Alone {
         let (input, output) = (self.chance.size(180.0, 0.5, 20, 1500), self.chance.size(50.0, 0.6, 5, 400));
         let key = u8::try_from(self.chance.below(KEYS)).unwrap_or(0);
         let request = Request {
-            model: MODEL,
-            tier: tier.as_str(),
-            key: [key; 32],
             input_tokens: input,
             output_max: Some(output),
-            images: 0,
             streamed: true,
+            ..Request::new(MODEL, tier.as_str(), [key; 32])
         };
         let Some(node) = self.nodes.get_mut(at) else { return false };
         match node.limiter.admit(now, &request) {
@@ -230,7 +227,8 @@ impl Alone {
             if let Some(rate) = node.rate(&tier, ended) {
                 node.accounts.entry(tier).or_default().correct(ended, rate, difference);
             }
-            let settlement = Settlement::Used { input_tokens: input, output_tokens: output, images: 0 };
+            let settlement =
+                Settlement::Used { input_tokens: input, cached_tokens: 0, output_tokens: output, images: 0 };
             node.limiter.settle(ended, ticket, settlement);
         }
     }

@@ -21,13 +21,10 @@ impl World {
         let at = self.chance.below(self.nodes.len());
         let key = u8::try_from(tenant * 16 + self.chance.below(traffic.keys)).unwrap_or(0);
         let request = Request {
-            model: MODEL,
-            tier: traffic.tier.as_str(),
-            key: [key; 32],
             input_tokens: input,
             output_max: Some(400),
-            images: 0,
             streamed: true,
+            ..Request::new(MODEL, traffic.tier.as_str(), [key; 32])
         };
         let work = input as f64 + OUTPUT_COST * output as f64;
         let now = self.now;
@@ -108,7 +105,10 @@ impl World {
             && let Some(flight) = self.flights.remove(&token.id)
         {
             let (input_tokens, output_tokens) = (flight.input, flight.output);
-            self.settle(flight, Settlement::Used { input_tokens, output_tokens, images: 0 });
+            self.settle(
+                flight,
+                Settlement::Used { input_tokens, cached_tokens: 0, output_tokens, images: 0 },
+            );
         }
     }
 

@@ -71,7 +71,7 @@ fn h07_no_count_overflows_falls_or_gives_room_at_the_ends_of_the_numbers() {
                 let end = match rng.random_range(0..4) {
                     0 => Settlement::Broken { output_seen: output_tokens },
                     1 => Settlement::NotSent,
-                    _ => Settlement::Used { input_tokens, output_tokens, images },
+                    _ => Settlement::Used { input_tokens, cached_tokens: 0, output_tokens, images },
                 };
                 limiter.settle(now, ticket, end);
                 continue;

@@ -45,6 +45,7 @@ fn i02_no_key_gets_more_than_with_counters_of_its_own() {
                     1 => Settlement::Broken { output_seen: rng.random_range(0..300) },
                     _ => Settlement::Used {
                         input_tokens: rng.random_range(0..600),
+                        cached_tokens: 0,
                         output_tokens: 0,
                         images: 1,
                     },
@@ -93,7 +94,7 @@ fn i02_a_key_that_leaves_the_overflow_takes_its_requests_in_flight_along() {
     assert_eq!(limiter.keys_held(), 1);
     refused(limiter.admit(at(100.0), &request("a", 2)));
     // What the one in the overflow used in the end is the key's debt wherever it is.
-    let much = Settlement::Used { input_tokens: 2_000, output_tokens: 0, images: 1 };
+    let much = Settlement::Used { input_tokens: 2_000, cached_tokens: 0, output_tokens: 0, images: 1 };
     limiter.settle(at(100.0), spilled, much);
     limiter.settle(at(100.0), own, USED);
     refused(limiter.admit(at(100.0), &request("a", 2)));
@@ -107,7 +108,11 @@ fn i02_a_key_of_another_model_is_full_by_its_own_limit_and_not_by_the_last_one_s
     let mut one = request("a", 1);
     one.input_tokens = 6_000;
     let ticket = admitted(limiter.admit(START, &one));
-    limiter.settle(START, ticket, Settlement::Used { input_tokens: 6_000, output_tokens: 0, images: 1 });
+    limiter.settle(
+        START,
+        ticket,
+        Settlement::Used { input_tokens: 6_000, cached_tokens: 0, output_tokens: 0, images: 1 },
+    );
     limiter.offer(tables(2, [60, 6_000]), at(1.0)).unwrap();
     // At the old limit key 1 would be full after a minute, and forgotten for another model's key.
     let mut other = request("a", 2);

@@ -30,7 +30,7 @@ fn waiting_work_is_refused_by_tier_and_one_large_request_is_never_starved() {
     let mut large = request("b", 1);
     large.input_tokens = 100_000;
     let mut first = admitted(limiter.admit(START, &large));
-    let room = Refusal { reason: RefusalReason::Capacity { cap: Cap::WaitingWork }, retry_after: RETRY_SOON };
+    let room = Refusal::new(RefusalReason::Capacity { cap: Cap::WaitingWork }, RETRY_SOON);
     assert_eq!(refused(limiter.admit(START, &request("a", 1))), room);
     limiter.first_token(START, &mut first);
     limiter.first_token(START, &mut first);

@@ -42,7 +42,8 @@ fn admission_equals_the_model_and_every_promised_wait_comes_true() {
                 let ticket: Ticket = open.swap_remove(rng.random_range(0..open.len()));
                 let used = rng.random_range(0..2_000);
                 model.used = (model.used + used as f64 - ticket.reserved_work() as f64).max(0.0);
-                let outcome = Settlement::Used { input_tokens: used, output_tokens: 0, images: 0 };
+                let outcome =
+                    Settlement::Used { input_tokens: used, cached_tokens: 0, output_tokens: 0, images: 0 };
                 limiter.settle(instant, ticket, outcome);
                 continue;
             }
