@@ -29,6 +29,7 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Ledger,
     Pages,
     Process,
 }
@@ -375,6 +376,24 @@ bounds! {
         /// Most models told apart for one provider.
         PROVIDER_MODELS_MAX: usize, count = 1_024, "it is asked, and nothing is remembered";
     }
+    Ledger {
+        /// Most accounts and keys whose budgets are in memory, unless `caps.accounts` says otherwise.
+        CAPS_ACCOUNTS: usize, count = 100_000, "an idle one is forgotten, and read from disk when asked for; without one, hard budgets are closed to the next";
+        /// Most changes that wait for the disk.
+        LEDGER_QUEUE_MAX: usize, count = 1 << 18, "hard budgets are closed until it has caught up; what is in flight is still settled";
+        /// Most changes in the journal before accounts are written out.
+        LEDGER_JOURNAL_ENTRIES_MAX: usize, count = 1 << 16, "accounts are written out, and it is emptied";
+        /// Most accounts written out with one commit.
+        LEDGER_SLICE_MAX: usize, count = 256, "the rest goes with the next commits";
+        /// Memory for pages of the ledger's file.
+        LEDGER_CACHE_BYTES_MAX: usize, bytes = 16 << 20, "read from disk again";
+        /// Pause after the disk failed the ledger.
+        LEDGER_RETRY_WAIT: Duration, time = Duration::from_secs(1), "tried again";
+        /// Most lists of nodes remembered for the owners of budgets.
+        LEDGER_LISTS_MAX: usize, count = 64, "the oldest but one is forgotten: budgets of a period that began then are not owned";
+        /// Most time zones with their periods in memory.
+        LEDGER_ZONES_MAX: usize, count = 64, "computed anew";
+    }
     Pages {
         /// Longest that a metrics page is answered from memory: it is encoded once in this time.
         PAGE_MAX_AGE: Duration, time = Duration::from_secs(1), "encoded anew";
@@ -435,6 +454,7 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Ledger, "Ledger"),
             (Whose::Pages, "Metrics pages"),
             (Whose::Process, "Processes"),
         ];

@@ -35,7 +35,8 @@
 //! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
 //! | [`supervise`] | `bounds` | lets a task end in silence |
 //! | [`publish`] | `bounds`, `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
-//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics`, `supervise` | waits for the controller; admits without a table |
+//! | [`ledger`] | `bounds`, `unit`, `wire` | counts money in floats, or admits what it cannot account for |
+//! | [`enforce`] | `bounds`, `unit`, `wire`, `ledger`, `metrics`, `supervise` | waits for the controller; admits without a table |
 //! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
@@ -117,6 +118,8 @@ pub mod demo;
 pub mod enforce;
 #[cfg(feature = "control")]
 pub mod estimate;
+#[cfg(feature = "daemon")]
+pub mod ledger;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "control")]

@@ -23,7 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &["bounds", "unit"]),
     ("supervise", &["bounds"]),
     ("publish", &["bounds", "unit", "wire", "supervise"]),
-    ("enforce", &["bounds", "unit", "wire", "metrics", "supervise"]),
+    ("ledger", &["bounds", "unit", "wire"]),
+    ("enforce", &["bounds", "unit", "wire", "ledger", "metrics", "supervise"]),
     (
         "control",
         &[
@@ -52,8 +53,14 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The only files that read a clock: the one all others are handed, the node's sockets, whose
 /// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
-const CLOCKS: &[&str] =
-    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
+const CLOCKS: &[&str] = &[
+    "ledger/live.rs",
+    "enforce/follow_http.rs",
+    "enforce/patient.rs",
+    "enforce/store.rs",
+    "enforce/stream.rs",
+    "unit.rs",
+];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -93,6 +100,10 @@ const SHELLS: &[&str] = &[
     "enforce/shared.rs",
     "enforce/store.rs",
     "enforce/stream.rs",
+    "ledger/live.rs",
+    "ledger/mark.rs",
+    "ledger/store.rs",
+    "ledger/writer.rs",
     "metrics/mod.rs",
     "metrics/process.rs",
     "observe/access.rs",

@@ -238,10 +238,10 @@ pub fn scope_word(scope: Scope) -> &'static str {
 fn scope_text(scope: Scope) -> &'static str {
     match scope {
         Scope::Key => "your key",
-        Scope::Account => "your account",
+        Scope::Account => "all keys of your account together",
+        Scope::Tier => "all keys of your tier together",
         Scope::Model => "all users of this model together",
         Scope::Provider => "this node",
-        Scope::Tier => "all keys of your tier together",
     }
 }
 
