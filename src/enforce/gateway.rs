@@ -17,6 +17,8 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::headers::strip_standing;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::limiter::Limiter;
+use crate::enforce::limits;
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
@@ -49,6 +51,8 @@ pub struct Gate {
 /// and a model's name in a body is no key to them.
 const API: &str = "/v1/";
 const MODELS: &str = "/v1/models";
+/// Where a tenant asks how it stands.
+const LIMITS: &str = "/v1/limits";
 
 // === impl Gate ===
 
@@ -86,12 +90,22 @@ impl Gate {
         let (held, moment) = (self.shared.cell.held(), moment());
         let voice = Voice::of_holder(held.as_ref().map(|held| &*held.table), holder);
         let quotas = voice.row.map_or_else(Quotas::default, |row| {
-            let key = holder.account.unwrap_or(holder.key);
-            let (model, tier) = (row.model.as_str(), row.tier.as_str());
-            self.shared.cell.with(|limiter, now| limiter.quotas(now, model, tier, key))
+            self.quotas(&limits::request(holder, row.model.as_str(), &row.tier))
         });
         voice.mark(&mut response, &quotas, None, moment);
         response
+    }
+
+    fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
+        let quotas = |limiter: &mut Limiter, now| limiter.quotas(now, wanted.model, wanted.tier, wanted.key);
+        self.shared.cell.with(quotas)
+    }
+
+    /// How the holder stands with every model.
+    fn limits(&self, holder: &Holder) -> Response<Body> {
+        let Some(held) = self.shared.cell.held() else { return answer::no_limits() };
+        let standings = limits::standings(&held.table, holder, moment(), |wanted| self.quotas(wanted));
+        answer::json(&standings)
     }
 
     /// `Err`: an answer that still has to show how the key stands.
@@ -143,6 +157,9 @@ impl Gate {
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
             return Err(self.models(&routing, holder));
         }
+        if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
+            return Err(self.limits(holder));
+        }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
             self.shared.count.bad_requests();
@@ -163,18 +180,12 @@ impl Gate {
             NoTier::BelowMinimum => Voice::of_product(table, product).say(Kind::Recharge, model, moment),
             NoTier::Unknown => unknown(model),
         })?;
-        let overrides = ticket::Overrides {
-            key: holder.overrides.as_ref().map(|own| own.limits(model)),
-            account: holder.facts.as_ref().and_then(|facts| Some(facts.overrides.as_ref()?.limits(model))),
-        };
         let wanted = ticket::Request {
-            account: holder.account,
-            overrides,
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
-            ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
+            ..limits::request(holder, model, tier)
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
@@ -186,7 +197,7 @@ impl Gate {
             };
             (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
         });
-        let voice = Voice::of(table, model, tier.as_str());
+        let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
             Verdict::Refused(refusal) => {

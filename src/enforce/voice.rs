@@ -8,7 +8,7 @@ use crate::enforce::answer::full;
 use crate::enforce::limiter::Quota;
 use crate::enforce::render::{self, Bound, Facts, Meter, Moment, Over, Standing};
 use crate::enforce::stream::Body;
-use crate::enforce::ticket::{Refusal, RefusalReason, Request, Scope};
+use crate::enforce::ticket::{Overrides, Refusal, RefusalReason, Request, Scope};
 use crate::unit::{Dimension, Limit};
 use crate::wire::dialect::{Dialect, Kind};
 use crate::wire::{Entry, LimitTable, Product, Row, Span};
@@ -19,6 +19,7 @@ pub struct Voice<'a> {
     dialect: &'a Dialect,
     table: Option<&'a LimitTable>,
     product: Option<&'a Product>,
+    overrides: Overrides<'a>,
     pub row: Option<&'a Row>,
 }
 
@@ -51,7 +52,12 @@ impl<'a> Voice<'a> {
     /// For a model of which the holder has no row.
     pub fn of_product(table: Option<&'a LimitTable>, product: Option<&'a Product>) -> Voice<'a> {
         let dialect = product.map_or(Dialect::of_nobody(), |product| &product.answers);
-        Voice { dialect, table, product, row: None }
+        Voice { dialect, table, product, overrides: Overrides::default(), row: None }
+    }
+
+    /// Some limits are the key's or account's own.
+    pub fn with(self, overrides: Overrides<'a>) -> Voice<'a> {
+        Voice { overrides, ..self }
     }
 
     /// For somebody who is not known: the one product there is speaks for itself, of several none
@@ -113,9 +119,13 @@ impl<'a> Voice<'a> {
         refused: Option<Dimension>,
         moment: Moment,
     ) {
-        let standings: Vec<Standing> = quotas.iter().flatten().map(|quota| self.standing(quota)).collect();
+        let standings = self.standings(quotas);
         let status = response.status();
         render::mark(self.dialect, &standings, refused, status, moment, response.headers_mut());
+    }
+
+    pub fn standings(&self, quotas: &Quotas) -> Vec<Standing> {
+        quotas.iter().flatten().map(|quota| self.standing(quota)).collect()
     }
 
     fn standing(&self, quota: &Quota) -> Standing {
@@ -155,6 +165,14 @@ impl<'a> Voice<'a> {
 
     /// Only a tier's limit in the unit of its pool moves; every other one stands in the policy.
     fn bound(&self, scope: Scope, dimension: Dimension, limit: u64) -> Bound {
+        let own = match scope {
+            Scope::Key => self.overrides.key,
+            Scope::Account => self.overrides.account,
+            Scope::Tier | Scope::Model | Scope::Provider => None,
+        };
+        if own.is_some_and(|own| own.contains_key(&dimension)) {
+            return Bound::Override;
+        }
         let entry = self.row.and_then(|row| row.limits.get(&dimension));
         let pool = self.table.zip(self.row).and_then(|(table, row)| table.pools.get(&row.pool));
         let moves = scope == Scope::Tier && pool.is_some_and(|pool| pool.unit.dimension() == dimension);
