@@ -9,7 +9,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER}
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 
-use crate::enforce::limiter::Quota;
+use crate::enforce::limiter::Quotas;
 use crate::enforce::stream::Body;
 use crate::enforce::ticket::{Refusal, RefusalReason, Scope};
 use crate::unit::{Dimension, Limit};
@@ -142,7 +142,7 @@ fn over(scope: Scope, dimension: Dimension, limit: Limit) -> String {
 }
 
 /// `x-ratelimit-*` for every rate the row limits.
-pub fn quota_headers(headers: &mut HeaderMap, quotas: &[Option<Quota>; 3]) {
+pub fn quota_headers(headers: &mut HeaderMap, quotas: &Quotas) {
     for quota in quotas.iter().flatten() {
         let names: [&'static str; 3] = match quota.dimension {
             Dimension::RequestsPerMinute => {

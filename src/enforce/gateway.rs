@@ -20,7 +20,7 @@ use crate::enforce::follow_http::chain;
 use crate::enforce::headers::{prepare, remove_prefixed, strip};
 use crate::enforce::intake::{self, Refused};
 use crate::enforce::keyring::{Holder, Keyring};
-use crate::enforce::limiter::Quota;
+use crate::enforce::limiter::Quotas;
 use crate::enforce::meter::Meter;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
@@ -137,7 +137,7 @@ impl Gate {
                 }) => Some((*scope, *dimension)),
                 _ => None,
             };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
+            (verdict, limiter.quotas(now, &wanted, refused))
         });
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
@@ -158,7 +158,7 @@ impl Gate {
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 
-    fn refuse(&self, refusal: &Refusal, quotas: &[Option<Quota>; 3]) -> Response<Body> {
+    fn refuse(&self, refusal: &Refusal, quotas: &Quotas) -> Response<Body> {
         self.shared.count.refusals.count(&refusal.reason);
         if matches!(refusal.reason, RefusalReason::UnknownModel | RefusalReason::UnknownTier) {
             self.shared.count.unknown_models();
