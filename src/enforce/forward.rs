@@ -1,4 +1,6 @@
 //! An admitted request on its way: sent to an upstream, and the answer made fit for the client.
+//!
+//! Which upstream is asked next when one refuses is `fallback.rs`.
 
 use std::time::Duration;
 
@@ -12,39 +14,71 @@ use crate::enforce::answer;
 use crate::enforce::ask::{self, Ask};
 use crate::enforce::follow_http::chain;
 use crate::enforce::gateway::Gate;
-use crate::enforce::headers::{prepare, remove_prefixed, strip};
+use crate::enforce::headers::{prepare, remove_quotas, strip};
 use crate::enforce::meter::Meter;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
-use crate::enforce::ticket::Settlement;
-use crate::enforce::upstream::{Outstanding, Upstream};
+use crate::enforce::ticket::{Refusal, Settlement};
+use crate::enforce::upstream::{Outstanding, Route, Upstream};
+use crate::unit::{Instant, ModelId};
+
+/// What is to be sent, whoever gets it.
+pub(super) struct Errand<'a> {
+    pub request: Request<Bytes>,
+    pub ask: &'a Ask,
+    pub model: ModelId,
+}
 
 /// An upstream's response, and what has to outlive its headers.
-struct Sent {
-    response: Response<Incoming>,
+pub(super) struct Sent {
+    pub response: Response<Incoming>,
     outstanding: Outstanding,
+    /// Usage was asked for on behalf of the node, and is kept from the client.
+    asked_usage: bool,
+}
+
+/// No response came.
+pub(super) struct Failed {
+    /// What the request has come to if nobody else is asked.
+    pub end: Settlement,
+    pub response: Response<Body>,
+    /// No other upstream would take the request either.
+    pub at_fault: bool,
 }
 
 // === impl Gate ===
 
 impl Gate {
+    /// # Errors
+    /// Nobody may be asked for the model now.
     pub(super) async fn forward(
         &self,
-        mut request: Request<Bytes>,
-        ask: &Ask,
-        upstream: &Upstream,
+        errand: Errand<'_>,
+        route: &Route,
         mut guard: Guard,
-    ) -> Response<Body> {
-        let asked_usage = ask_for_usage(&mut request, ask, upstream);
-        prepare(request.headers_mut(), upstream);
-        let patience = match ask.streamed {
+    ) -> Result<Response<Body>, Refusal> {
+        let patience = match errand.ask.streamed {
             true => Duration::from_secs(self.caps.first_byte_seconds),
             false => Duration::from_secs(self.caps.answer_seconds),
         };
-        let sent = self.send(&request, upstream, &mut guard, patience).await;
-        let Sent { response, outstanding } = match sent {
-            Ok(sent) => sent,
-            Err(response) => return response,
+        let deadline = self.shared.cell.now() + patience;
+        if route.listed {
+            return self.fall_back(&errand, route, guard, deadline).await;
+        }
+        let Some((_, upstream)) = route.providers.first() else {
+            return Ok(bad_gateway("the model has no upstream"));
         };
+        match self.attempt(&errand, upstream, &mut guard, deadline).await {
+            Ok(sent) => Ok(self.pass_on(sent, errand.ask, guard)),
+            Err(failed) => {
+                guard.settle(failed.end);
+                Ok(failed.response)
+            }
+        }
+    }
+
+    /// Makes a response the client's, whatever its status.
+    pub(super) fn pass_on(&self, sent: Sent, ask: &Ask, mut guard: Guard) -> Response<Body> {
+        let Sent { response, outstanding, asked_usage } = sent;
         let (mut parts, body) = response.into_parts();
         if parts.status.is_server_error() {
             guard.settle(Settlement::UpstreamError);
@@ -54,7 +88,7 @@ impl Gate {
             guard.on_drop(Settlement::Broken { output_seen: 0 });
         }
         strip(&mut parts.headers);
-        remove_prefixed(&mut parts.headers, "x-ratelimit-");
+        remove_quotas(&mut parts.headers, parts.status);
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let encoded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
         let meter = Meter::new(content_type, encoded, asked_usage, self.answers.part());
@@ -68,26 +102,38 @@ impl Gate {
     }
 
     /// Sends to the least busy replica; only where nothing was sent is another one tried.
-    async fn send(
+    ///
+    /// # Errors
+    /// No response came before `deadline`; the guard is not settled.
+    pub(super) async fn attempt(
         &self,
-        request: &Request<Bytes>,
+        errand: &Errand<'_>,
         upstream: &Upstream,
         guard: &mut Guard,
-        patience: Duration,
-    ) -> Result<Sent, Response<Body>> {
+        deadline: Instant,
+    ) -> Result<Sent, Failed> {
+        let Errand { request, ask, .. } = errand;
+        let with_usage = ask_for_usage(request, ask, upstream);
+        let mut headers = request.headers().clone();
+        prepare(&mut headers, upstream);
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         for replica in upstream.candidates(self.shared.cell.now()) {
             let Ok(url) = replica.url(path) else {
-                return Err(answer::invalid(StatusCode::BAD_REQUEST, "the path is not valid"));
+                let response = answer::invalid(StatusCode::BAD_REQUEST, "the path is not valid");
+                return Err(Failed { end: Settlement::NotSent, response, at_fault: true });
             };
             let outstanding = replica.begin();
-            let mut outgoing = Request::new(Full::new(request.body().clone()));
+            let body = with_usage.as_ref().unwrap_or(request.body());
+            let mut outgoing = Request::new(Full::new(body.clone()));
             *outgoing.method_mut() = request.method().clone();
             *outgoing.uri_mut() = url;
-            *outgoing.headers_mut() = request.headers().clone();
+            *outgoing.headers_mut() = headers.clone();
             guard.on_drop(Settlement::Broken { output_seen: 0 });
-            match tokio::time::timeout(patience, self.client.request(outgoing)).await {
-                Ok(Ok(response)) => return Ok(Sent { response, outstanding }),
+            let left = deadline.since(self.shared.cell.now());
+            match tokio::time::timeout(left, self.client.request(outgoing)).await {
+                Ok(Ok(response)) => {
+                    return Ok(Sent { response, outstanding, asked_usage: with_usage.is_some() });
+                }
                 Ok(Err(error)) if error.is_connect() => {
                     guard.on_drop(Settlement::NotSent);
                     guard.attempt_failed();
@@ -97,42 +143,38 @@ impl Gate {
                     }
                 }
                 Ok(Err(error)) => {
-                    guard.settle(Settlement::UpstreamError);
                     tracing::debug!(upstream = replica.base(), error = %chain(&error), "upstream broke off");
-                    return Err(bad_gateway("the upstream broke off before it answered"));
+                    let response = bad_gateway("the upstream broke off before it answered");
+                    return Err(Failed { end: Settlement::UpstreamError, response, at_fault: false });
                 }
                 Err(_) => {
-                    guard.settle(Settlement::Died { output_seen: 0 });
                     tracing::debug!(upstream = replica.base(), "no first byte in time");
-                    let message = "the upstream did not answer in time";
-                    return Err(answer::error(
-                        StatusCode::GATEWAY_TIMEOUT,
-                        "upstream_error",
-                        "upstream_timeout",
-                        message,
-                    ));
+                    let (end, response) = (Settlement::Died { output_seen: 0 }, too_late());
+                    return Err(Failed { end, response, at_fault: false });
                 }
             }
         }
-        Err(bad_gateway("no replica can be reached"))
+        let response = bad_gateway("no replica can be reached");
+        Err(Failed { end: Settlement::NotSent, response, at_fault: false })
     }
 }
 
-fn bad_gateway(message: &str) -> Response<Body> {
+pub(super) fn bad_gateway(message: &str) -> Response<Body> {
     answer::error(StatusCode::BAD_GATEWAY, "upstream_error", "upstream_unavailable", message)
 }
 
-/// Adds the option that makes OpenAI-compatible streams report usage, where it is known to be
-/// understood and the client has set no option of its own.
-fn ask_for_usage(request: &mut Request<Bytes>, ask: &Ask, upstream: &Upstream) -> bool {
+pub(super) fn too_late() -> Response<Body> {
+    let message = "the upstream did not answer in time";
+    answer::error(StatusCode::GATEWAY_TIMEOUT, "upstream_error", "upstream_timeout", message)
+}
+
+/// The body with the option that makes OpenAI-compatible streams report usage, where it is known
+/// to be understood and the client has set no option of its own.
+fn ask_for_usage(request: &Request<Bytes>, ask: &Ask, upstream: &Upstream) -> Option<Bytes> {
     let path = request.uri().path();
     let understood = path.ends_with("/chat/completions") || path.ends_with("/completions");
     if !(understood && upstream.ask_usage && ask.streamed && ask.options_free) {
-        return false;
+        return None;
     }
-    let Some(changed) = ask::with_usage(request.body()) else {
-        return false;
-    };
-    *request.body_mut() = changed;
-    true
+    ask::with_usage(request.body())
 }

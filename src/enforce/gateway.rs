@@ -15,7 +15,7 @@ use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
-use crate::enforce::headers::strip_standing;
+use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
 use crate::enforce::limiter::Limiter;
 use crate::enforce::limits;
@@ -28,6 +28,7 @@ use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::{Quotas, Voice};
+use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::Row;
 use crate::wire::dialect::Kind;
@@ -172,7 +173,8 @@ impl Gate {
             Voice::of_holder(table, holder).say(Kind::UnknownModel, model, moment)
         };
         let found = ask.model.as_deref().or(routed);
-        let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
+        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
+        let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             return Err(unknown(found.unwrap_or_default()));
         };
         let product = table.and_then(|table| table.product_of(model));
@@ -206,10 +208,19 @@ impl Gate {
             }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let mut response = self.forward(request, ask, upstream, guard).await;
-        strip_standing(response.headers_mut());
-        voice.mark(&mut response, &quotas, None, moment);
-        Ok(response)
+        let errand = Errand { request, ask, model: ModelId::new(model) };
+        match self.forward(errand, &route, guard).await {
+            Ok(mut response) => {
+                voice.mark(&mut response, &quotas, None, moment);
+                Ok(response)
+            }
+            // Asking took its time: when to come again counts from now on.
+            Err(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, self::moment());
+                refused.ok_or_else(answer::no_limits)
+            }
+        }
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -218,7 +229,8 @@ impl Gate {
         let Some(held) = held.as_ref() else { return answer::models(std::iter::empty()) };
         let has = |row: &&Row| {
             let product = row.product.as_ref().and_then(|product| held.table.products.get(product));
-            holder.tier(product) == Ok(&row.tier) && routing.upstream(row.model.as_str()).is_some()
+            let entry = held.table.models.get(&row.model);
+            holder.tier(product) == Ok(&row.tier) && routing.serves(row.model.as_str(), entry)
         };
         let mine = held.table.rows.iter().filter(has);
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))

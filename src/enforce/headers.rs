@@ -1,7 +1,9 @@
 //! Which headers pass: what names an identity or belongs to one connection stays here.
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
 
+use crate::enforce::provider::is_quota;
 use crate::enforce::upstream::Upstream;
 
 /// Meant for one connection, never passed on.
@@ -30,16 +32,6 @@ const CLAIMS: [&str; 9] = [
     "x-tier",
 ];
 const CLAIMING: [&str; 4] = ["x-envoy", "x-forwarded", "x-ratelimit", "x-tidegate"];
-
-/// What upstreams say of their own limits: the account behind them is not the client's.
-const STANDINGS: [&str; 6] = [
-    "anthropic-priority-",
-    "anthropic-ratelimit-",
-    "ratelimit",
-    "x-ratelimit",
-    "x-tokenlimit-",
-    "retry-after-ms",
-];
 
 /// What an upstream may see of the client's headers.
 pub fn prepare(headers: &mut HeaderMap, upstream: &Upstream) {
@@ -72,13 +64,14 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what an upstream says of its limits, but for the time after which it can be asked again.
-pub fn strip_standing(headers: &mut HeaderMap) {
-    remove_where(headers, |name| STANDINGS.iter().any(|prefix| name.starts_with(prefix)));
-}
-
-pub fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
-    remove_where(headers, |name| name.starts_with(prefix));
+/// What an upstream says of its own limits and of its own time to come again. Only an error that
+/// is passed on keeps its Retry-After: there the upstream speaks for itself.
+pub fn remove_quotas(headers: &mut HeaderMap, status: StatusCode) {
+    remove_where(headers, is_quota);
+    headers.remove("retry-after-ms");
+    if !status.is_client_error() && !status.is_server_error() {
+        headers.remove(header::RETRY_AFTER);
+    }
 }
 
 /// Some servers take an underscore for a dash.

@@ -26,6 +26,8 @@ mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+mod fallback;
+#[cfg(feature = "daemon")]
 mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;

@@ -36,6 +36,7 @@ use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::metrics::Page;
 use crate::supervise::{Beat, Tasks, Watchdog};
+use crate::wire::UsageReport;
 
 /// Starts nodes.
 pub struct Node;
@@ -149,6 +150,11 @@ impl Running {
         Arc::clone(&self.gate.shared.cell)
     }
 
+    /// What the controller would be told now.
+    pub fn report(&self) -> UsageReport {
+        self.gate.shared.report()
+    }
+
     /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
     /// node, and for the fuzzer.
     pub async fn serve_connection<I>(&self, io: I)
@@ -214,8 +220,11 @@ impl Reload {
                 let keys = accounts.len();
                 gate.accounts.store(Arc::new(accounts));
                 if let Some(routing) = routing {
+                    gate.shared.with_providers(|providers, _| providers.keep(|name| routing.has(name)));
                     gate.routing.store(Arc::new(routing));
                 }
+                // Whoever reloads has paid, or has another credential.
+                gate.shared.with_providers(|providers, _| providers.release());
                 // Said once it is true: whoever reads the line may rely on it.
                 gate.shared.count.reloads();
                 tracing::info!(keys, "reloaded");

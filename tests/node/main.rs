@@ -17,6 +17,7 @@ mod edges;
 mod flood;
 mod follow;
 mod openai;
+mod providers;
 mod proxy;
 mod smuggling;
 #[path = "../support/mod.rs"]
