@@ -95,6 +95,8 @@ const SHELLS: &[&str] = &[
     "enforce/forward.rs",
     "enforce/gateway.rs",
     "enforce/intake.rs",
+    "enforce/jobs/desk.rs",
+    "enforce/jobs/kept.rs",
     "enforce/metrics.rs",
     "enforce/node.rs",
     "enforce/patient.rs",

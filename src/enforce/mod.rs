@@ -42,6 +42,8 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
+mod jobs;
+#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
