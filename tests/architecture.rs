@@ -86,6 +86,7 @@ const SHELLS: &[&str] = &[
     "demo/watch.rs",
     "demo/wire.rs",
     "enforce/admin.rs",
+    "enforce/affair.rs",
     "enforce/client.rs",
     "enforce/config.rs",
     "enforce/fallback.rs",

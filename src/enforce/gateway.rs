@@ -11,19 +11,21 @@ use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
+use crate::enforce::affair::{Affair, Part};
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::jobs::HOOKS;
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::{Quotas, Voice};
 use crate::unit::ModelId;
@@ -59,6 +61,9 @@ impl Gate {
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
+        }
+        if request.uri().path().starts_with(HOOKS) {
+            return self.webhook(request).await;
         }
         let moment = moment();
         let held = self.shared.cell.held();
@@ -133,7 +138,7 @@ impl Gate {
 
     async fn decide(
         &self,
-        request: Request<Bytes>,
+        mut request: Request<Bytes>,
         ask: &Ask,
         holder: &Holder,
     ) -> Result<Response<Body>, Response<Body>> {
@@ -150,7 +155,9 @@ impl Gate {
         let moment = moment();
         let held = self.shared.cell.held();
         let table = held.as_ref().map(|held| &*held.table);
-        let found = ask.model.as_deref().or(routed);
+        let affair = self.affair(table, &request, ask.model.as_deref().or(routed));
+        let known = affair.as_ref().and_then(Affair::model);
+        let found = ask.model.as_deref().or(known).or(routed);
         let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             self.shared.count.unknown_models();
@@ -181,27 +188,25 @@ impl Gate {
             streamed: ask.streamed,
             ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
         };
-        let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
-            let verdict = limiter.admit(now, &wanted);
-            let refused = match &verdict {
-                Verdict::Refused(Refusal {
-                    reason: RefusalReason::Limit { scope, dimension, .. }, ..
-                }) => Some((*scope, *dimension)),
-                _ => None,
-            };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
-        });
+        let (verdict, quotas) = self.admit(affair.as_ref(), &wanted);
         let voice = Voice::of(table, model, wanted.tier);
-        let ticket = match verdict {
-            Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => {
+        let (ticket, (job, watch)) = match verdict {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
                 self.count(&refusal);
                 let refused = voice.refuse(&refusal, &wanted, &quotas, moment);
                 return refused.ok_or_else(answer::no_limits);
             }
         };
-        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let errand = Errand { request, ask, model: ModelId::new(model) };
+        let addressed = affair
+            .as_ref()
+            .zip(job.as_ref())
+            .and_then(|(affair, job)| self.with_address(affair, job, request.body()));
+        if let Some(addressed) = addressed {
+            *request.body_mut() = addressed;
+        }
+        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket, job);
+        let errand = Errand { request, ask, model: ModelId::new(model), watch };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
                 voice.mark(&mut response, &quotas, None, moment);
@@ -214,6 +219,28 @@ impl Gate {
                 refused.ok_or_else(answer::no_limits)
             }
         }
+    }
+
+    /// Every limit is tested before anything is charged; and how the key stands then.
+    fn admit(
+        &self,
+        affair: Option<&Affair<'_>>,
+        wanted: &ticket::Request<'_>,
+    ) -> (Result<(Ticket, Part), Refusal>, Quotas) {
+        let part = affair.map_or(Ok(Part::default()), |affair| self.take_part(affair, wanted));
+        self.shared.cell.with(|limiter, now| {
+            let verdict = part.and_then(|part| match limiter.admit(now, wanted) {
+                Verdict::Admitted(ticket) => Ok((ticket, part)),
+                Verdict::Refused(refusal) => Err(refusal),
+            });
+            let refused = match &verdict {
+                Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
+                    Some((*scope, *dimension))
+                }
+                _ => None,
+            };
+            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
+        })
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.

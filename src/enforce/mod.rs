@@ -18,6 +18,8 @@ pub mod accounts;
 #[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
+mod affair;
+#[cfg(feature = "daemon")]
 mod answer;
 #[cfg(feature = "daemon")]
 pub mod ask;
@@ -42,7 +44,7 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
-mod jobs;
+pub mod jobs;
 #[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]

@@ -116,7 +116,7 @@ fn matches(template: &str, path: &[String]) -> Option<String> {
 }
 
 /// Percent escapes resolved, as an upstream would.
-fn decoded(segment: &str) -> String {
+pub fn decoded(segment: &str) -> String {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.as_bytes();
     while let Some((first, after)) = rest.split_first() {

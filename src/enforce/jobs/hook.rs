@@ -1,8 +1,10 @@
 //! Webhooks: where an upstream tells the node that a job has ended, and how it gets the address.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::enforce::config::Secret;
@@ -17,6 +19,30 @@ pub struct Hook {
     /// Where upstreams reach this node's proxy listener.
     pub url: String,
     pub secret: Secret,
+}
+
+/// As the node's file has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookFile {
+    url: String,
+    secret_file: PathBuf,
+}
+
+// === impl HookFile ===
+
+impl HookFile {
+    /// # Errors
+    /// Says what to change.
+    pub fn load(self, dir: &Path) -> Result<Hook, String> {
+        let parsed = self.url.parse::<http::Uri>().ok();
+        let plain = parsed.as_ref().is_some_and(|url| url.query().is_none() && !self.url.contains('@'));
+        if !plain || !matches!(parsed.as_ref().and_then(http::Uri::scheme_str), Some("http" | "https")) {
+            return Err("webhooks.url must look like https://host:port".to_owned());
+        }
+        let secret = Secret::load(&dir.join(self.secret_file)).map_err(|error| error.to_string())?;
+        Ok(Hook { url: self.url, secret })
+    }
 }
 
 // === impl Hook ===

@@ -10,9 +10,11 @@ mod kept;
 mod sight;
 mod table;
 mod token;
+mod watch;
 
 pub use desk::Desk;
 pub use draft::Draft;
-pub use hook::{HOOKS, Hook};
+pub use hook::{HOOKS, Hook, HookFile};
 pub use sight::{Sight, Told};
 pub use table::{Nonce, Owner};
+pub use watch::Watch;
