@@ -46,6 +46,8 @@ mod intake;
 #[cfg(feature = "daemon")]
 pub mod jobs;
 #[cfg(feature = "daemon")]
+mod limits;
+#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
