@@ -38,6 +38,7 @@ use crate::bounds::CAPS_KEYS;
 use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::enforce::jobs::{Hook, HookFile};
 use crate::metrics::Detail;
 use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
@@ -57,6 +58,8 @@ pub struct NodeConfig {
     pub controller_token: Option<Secret>,
     /// Needed by `POST /-/reload`; without it, only SIGHUP reloads.
     pub admin_token: Option<Secret>,
+    /// Where upstreams tell that a job has ended.
+    pub hook: Option<Hook>,
     pub routing: RoutingConfig,
     pub caps: Caps,
     /// What `/metrics` shows.
@@ -169,6 +172,7 @@ struct ConfigFile {
     controller_token_file: Option<PathBuf>,
     admin_token_file: Option<PathBuf>,
     upstreams: BTreeMap<String, UpstreamConfig>,
+    webhooks: Option<HookFile>,
     #[serde(default)]
     routes: Vec<RouteConfig>,
     #[serde(default)]
@@ -225,6 +229,7 @@ impl NodeConfig {
             controller: file.controller.or(origin),
             controller_token: secret(&file.controller_token_file).transpose()?,
             admin_token: secret(&file.admin_token_file).transpose()?,
+            hook: file.webhooks.map(|hook| hook.load(dir).map_err(invalid)).transpose()?,
             routing,
             caps: file.caps,
             metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
@@ -248,6 +253,7 @@ impl NodeConfig {
             controller,
             controller_token: None,
             admin_token: None,
+            hook: None,
             routing,
             caps: Caps::default(),
             metrics: PageOptions::fresh(),

@@ -11,12 +11,14 @@ use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
+use crate::enforce::affair::{Affair, Part};
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::jobs::HOOKS;
 use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
 use crate::enforce::render::Moment;
@@ -25,7 +27,7 @@ use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
@@ -63,6 +65,9 @@ impl Gate {
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
+        }
+        if request.uri().path().starts_with(HOOKS) {
+            return self.webhook(request).await;
         }
         let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
@@ -148,7 +153,7 @@ impl Gate {
 
     async fn decide(
         &self,
-        request: Request<Bytes>,
+        mut request: Request<Bytes>,
         ask: &Ask,
         holder: &Holder,
     ) -> Result<Response<Body>, Response<Body>> {
@@ -171,7 +176,9 @@ impl Gate {
             self.shared.count.unknown_models();
             Voice::of_holder(table, holder).say(Kind::UnknownModel, model, moment)
         };
-        let found = ask.model.as_deref().or(routed);
+        let affair = self.affair(table, &request, ask.model.as_deref().or(routed));
+        let known = affair.as_ref().and_then(Affair::model);
+        let found = ask.model.as_deref().or(known).or(routed);
         let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             return Err(unknown(found.unwrap_or_default()));
@@ -188,26 +195,24 @@ impl Gate {
             streamed: ask.streamed,
             ..limits::request(holder, model, tier)
         };
-        let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
-            let verdict = limiter.admit(now, &wanted);
-            let refused = match &verdict {
-                Verdict::Refused(Refusal {
-                    reason: RefusalReason::Limit { scope, dimension, .. }, ..
-                }) => Some((*scope, *dimension)),
-                _ => None,
-            };
-            (verdict, limiter.quotas(now, &wanted, refused))
-        });
+        let (verdict, quotas) = self.admit(affair.as_ref(), holder, &wanted);
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
-        let ticket = match verdict {
-            Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => {
+        let (ticket, (job, watch)) = match verdict {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
                 self.count(&refusal);
                 return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
             }
         };
-        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let errand = Errand { request, ask, model: ModelId::new(model) };
+        let addressed = affair
+            .as_ref()
+            .zip(job.as_ref())
+            .and_then(|(affair, job)| self.with_address(affair, job, request.body()));
+        if let Some(addressed) = addressed {
+            *request.body_mut() = addressed;
+        }
+        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket, job);
+        let errand = Errand { request, ask, model: ModelId::new(model), watch };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
                 voice.mark(&mut response, &quotas, None, moment);
@@ -220,6 +225,30 @@ impl Gate {
                 refused.ok_or_else(answer::no_limits)
             }
         }
+    }
+
+    /// Every limit is tested before anything is charged; and how the key stands then.
+    fn admit(
+        &self,
+        affair: Option<&Affair<'_>>,
+        holder: &Holder,
+        wanted: &ticket::Request<'_>,
+    ) -> (Result<(Ticket, Part), Refusal>, Quotas) {
+        let its = ticket::Request { key: holder.key, ..*wanted };
+        let part = affair.map_or(Ok(Part::default()), |affair| self.take_part(affair, &its));
+        self.shared.cell.with(|limiter, now| {
+            let verdict = part.and_then(|part| match limiter.admit(now, wanted) {
+                Verdict::Admitted(ticket) => Ok((ticket, part)),
+                Verdict::Refused(refusal) => Err(refusal),
+            });
+            let refused = match &verdict {
+                Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
+                    Some((*scope, *dimension))
+                }
+                _ => None,
+            };
+            (verdict, limiter.quotas(now, wanted, refused))
+        })
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.

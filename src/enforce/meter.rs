@@ -171,6 +171,14 @@ impl Meter {
         }
     }
 
+    /// The JSON body so far, where there is one and all of it is kept.
+    pub fn json(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Json { body, whole: true } => Some(body),
+            _ => None,
+        }
+    }
+
     /// What the upstream reported so far.
     pub fn usage(&self) -> Usage {
         self.usage

@@ -126,6 +126,12 @@ const PROVIDER_HELD: Family<1> = Family::gauge(
     "Longest that a model of the provider is still not asked for.",
     ["provider"],
 );
+const JOBS: Family<0> = Family::gauge("tidegate_enforce_jobs", "Jobs whose end has not been seen.", []);
+const JOBS_OVER: Family<1> = Family::counter(
+    "tidegate_enforce_jobs_over_total",
+    "Jobs by how they were over: their end was seen, or their lease expired.",
+    ["how"],
+);
 const SHARE: Family<1> =
     Family::gauge("tidegate_enforce_share_ratio", "Part of every limit that this node may use.", ["pool"]);
 const KEYS: Family<0> = Family::gauge("tidegate_enforce_keys", "States of keys in memory.", []);
@@ -153,6 +159,9 @@ pub fn page(shared: &Shared, detail: Detail) -> Result<Vec<u8>, prometheus::Erro
     let held = shared.cell.held();
     usage(&mut sheet, shared, detail);
     providers(&mut sheet, shared);
+    sheet.one(&JOBS, shared.desk.running() as f64);
+    let over = [("seen", &shared.desk.ended), ("expired", &shared.desk.expired)];
+    sheet.add(&JOBS_OVER, over.map(|(how, count)| ([how], count.load(Ordering::Relaxed) as f64)));
     if let Some(held) = held {
         table(&mut sheet, &held, shared.cell.now(), &shared.node, detail);
     }

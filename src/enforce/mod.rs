@@ -21,6 +21,8 @@ pub mod accounts;
 #[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
+mod affair;
+#[cfg(feature = "daemon")]
 mod answer;
 #[cfg(feature = "daemon")]
 pub mod ask;
@@ -44,6 +46,8 @@ mod gateway;
 mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
+#[cfg(feature = "daemon")]
+pub mod jobs;
 #[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]

@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::entropy;
 use crate::enforce::config::NodeConfig;
+use crate::enforce::jobs::Desk;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub node: NodeId,
     pub cell: Arc<Cell>,
     pub count: Counts,
+    /// Jobs that run, whatever became of the requests that made them.
+    pub desk: Arc<Desk>,
     /// What was learned of the upstreams that policies list as providers.
     providers: Mutex<Providers>,
     started: Instant,
@@ -62,9 +65,17 @@ impl Shared {
         }
         set_wall(&cell);
         let started = cell.now();
+        let cell = Arc::new(cell);
+        let (desk, error) =
+            Desk::open(config.node.clone(), Arc::clone(&cell), config.hook.clone(), config.state.clone());
+        if let Some(error) = error {
+            count.store_errors();
+            tracing::error!(%error, "the jobs of the former process are not known");
+        }
         Ok(Shared {
             node: config.node.clone(),
-            cell: Arc::new(cell),
+            cell,
+            desk,
             count,
             providers: Mutex::default(),
             started,

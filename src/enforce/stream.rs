@@ -11,6 +11,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
 use crate::enforce::cell::Cell;
+use crate::enforce::jobs::{Draft, Watch};
 use crate::enforce::meter::Meter;
 use crate::enforce::ticket::{Settlement, Ticket};
 use crate::enforce::upstream::Outstanding;
@@ -22,6 +23,8 @@ pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 pub struct Guard {
     cell: Arc<Cell>,
     ticket: Option<Ticket>,
+    /// The job that the request creates.
+    job: Option<Draft>,
     end: Settlement,
     waiting: bool,
 }
@@ -31,6 +34,8 @@ pub struct Metered {
     inner: Incoming,
     meter: Meter,
     guard: Guard,
+    /// A job that the body tells of.
+    watch: Option<Watch>,
     idle: Pin<Box<Sleep>>,
     idle_for: Duration,
     _outstanding: Outstanding,
@@ -55,8 +60,15 @@ struct Idle(Duration);
 
 impl Guard {
     /// Nothing is sent yet.
-    pub fn new(cell: Arc<Cell>, ticket: Ticket) -> Guard {
-        Guard { cell, ticket: Some(ticket), end: Settlement::NotSent, waiting: true }
+    pub fn new(cell: Arc<Cell>, ticket: Ticket, job: Option<Draft>) -> Guard {
+        Guard { cell, ticket: Some(ticket), job, end: Settlement::NotSent, waiting: true }
+    }
+
+    /// The upstream has created the job: from here on it outlives the request.
+    pub fn created(&mut self) {
+        if let Some(job) = self.job.take() {
+            job.keep();
+        }
     }
 
     /// What a drop from here on means.
@@ -82,6 +94,9 @@ impl Guard {
         if let Some(ticket) = self.ticket.take() {
             self.cell.with(|limiter, now| limiter.settle(now, ticket, end));
         }
+        if let Some(job) = self.job.take() {
+            job.settle(end);
+        }
     }
 }
 
@@ -94,10 +109,12 @@ impl Drop for Guard {
 // === impl Metered ===
 
 impl Metered {
+    #[expect(clippy::too_many_arguments, reason = "everything that a response has to outlive")]
     pub fn new(
         inner: Incoming,
         meter: Meter,
         guard: Guard,
+        watch: Option<Watch>,
         outstanding: Outstanding,
         estimate: Estimate,
         idle_for: Duration,
@@ -108,6 +125,7 @@ impl Metered {
             inner,
             meter,
             guard,
+            watch,
             idle,
             idle_for,
             _outstanding: outstanding,
@@ -124,6 +142,9 @@ impl Metered {
     /// The body is complete: settles, and returns what was held back.
     fn end(&mut self) -> Bytes {
         self.ended = true;
+        if let Some(watch) = self.watch.take() {
+            watch.look(self.meter.json());
+        }
         let rest = self.meter.finish();
         if !self.settled {
             self.guard.settle(self.outcome());
