@@ -10,6 +10,7 @@ use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
+use crate::bounds::USAGE_TOKENS_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
@@ -17,18 +18,19 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::purse::{Expected, Hold, Purse};
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::{Quotas, Voice};
 use crate::unit::ModelId;
 use crate::unit::unix_now;
-use crate::wire::Row;
+use crate::wire::{LimitTable, Row};
 use crate::wire::dialect::Kind;
 
 /// What the proxy needs besides the limiter.
@@ -181,26 +183,27 @@ impl Gate {
             streamed: ask.streamed,
             ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
         };
-        let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
-            let verdict = limiter.admit(now, &wanted);
-            let refused = match &verdict {
-                Verdict::Refused(Refusal {
-                    reason: RefusalReason::Limit { scope, dimension, .. }, ..
-                }) => Some((*scope, *dimension)),
-                _ => None,
-            };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
-        });
         let voice = Voice::of(table, model, wanted.tier);
-        let ticket = match verdict {
-            Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => {
+        let purse = table.zip(voice.row).and_then(|(table, row)| Purse::of(table, row, holder));
+        let admitted = self.admit(&wanted, ask, purse.as_ref()).await;
+        let refused = match &admitted {
+            Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
+                Some((*scope, *dimension))
+            }
+            _ => None,
+        };
+        let quotas = self.shared.cell.with(|limiter, now| {
+            limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused)
+        });
+        let (ticket, hold) = match admitted {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
                 self.count(&refusal);
                 let refused = voice.refuse(&refusal, &wanted, &quotas, moment);
                 return refused.ok_or_else(answer::no_limits);
             }
         };
-        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
+        let guard = Guard::new(Arc::clone(&self.shared), ticket, hold, output_most(table, model, ask));
         let errand = Errand { request, ask, model: ModelId::new(model) };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
@@ -214,6 +217,26 @@ impl Gate {
                 refused.ok_or_else(answer::no_limits)
             }
         }
+    }
+
+    /// One decision over rates, budgets and credit: all of them take the request, or none does.
+    async fn admit(
+        &self,
+        wanted: &ticket::Request<'_>,
+        ask: &Ask,
+        purse: Option<&Purse>,
+    ) -> Result<(Ticket, Option<Hold>), Refusal> {
+        let cell = &self.shared.cell;
+        let admit = || match cell.with(|limiter, now| limiter.admit(now, wanted)) {
+            Verdict::Admitted(ticket) => Ok(ticket),
+            Verdict::Refused(refusal) => Err(refusal),
+        };
+        let Some(purse) = purse else { return Ok((admit()?, None)) };
+        let pinned = purse.open(&self.shared.ledger).await?;
+        let learned = cell.with(|limiter, _| limiter.output_expected(wanted.model, wanted.tier));
+        let expected = Expected::of(ask, learned);
+        let (ticket, hold) = purse.reserve(&self.shared.ledger, pinned, expected, admit)?;
+        Ok((ticket, Some(hold)))
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -240,6 +263,12 @@ impl Gate {
 /// Read once for one answer, so that all it says of time is of one instant.
 fn moment() -> Moment {
     Moment { unix: unix_now(), jitter: jitter() }
+}
+
+/// Most output tokens that all choices of an answer can have together.
+fn output_most(table: Option<&LimitTable>, model: &str, ask: &Ask) -> u64 {
+    let each = table.and_then(|table| table.models.get(model)?.output_max).unwrap_or(USAGE_TOKENS_MAX);
+    each.saturating_mul(ask.images.max(1)).min(USAGE_TOKENS_MAX)
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?

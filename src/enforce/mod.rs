@@ -42,6 +42,8 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
+mod ledger_page;
+#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
@@ -51,6 +53,8 @@ pub mod node;
 mod patient;
 #[cfg(feature = "daemon")]
 mod provider;
+#[cfg(feature = "daemon")]
+mod purse;
 #[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]

@@ -15,6 +15,8 @@ use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
+use crate::ledger;
+use crate::ledger::Ledger;
 use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
@@ -32,6 +34,8 @@ pub struct Shared {
     started: Instant,
     instance: u64,
     store: Option<Store>,
+    /// Budgets and credit.
+    pub ledger: Arc<Ledger>,
     /// The last table offered, while it is not one that was taken.
     nack: ArcSwapOption<Nack>,
 }
@@ -61,6 +65,16 @@ impl Shared {
             restore(&cell, store, &count);
         }
         let started = cell.now();
+        let ledger = Ledger::open(ledger::Options {
+            node: config.node.clone(),
+            dir: config.state.clone(),
+            records_max: config.caps.accounts,
+            seed: entropy(),
+            wall: config.wall.clone(),
+        });
+        if let Some(held) = cell.held() {
+            see(&ledger, &held.table);
+        }
         Ok(Shared {
             node: config.node.clone(),
             cell: Arc::new(cell),
@@ -70,6 +84,7 @@ impl Shared {
             // 53 bits: every JSON reader holds it exactly.
             instance: entropy() >> 11,
             store,
+            ledger: Arc::new(ledger),
             nack: ArcSwapOption::empty(),
         })
     }
@@ -96,12 +111,14 @@ impl Shared {
         match offer.inspect_err(|error| self.refuse(Some(stamp), &error.to_string()))? {
             Offer::Applied(held) => {
                 self.count.tables_applied();
+                see(&self.ledger, &held.table);
                 self.nack.store(None);
                 tracing::debug!(?stamp, "table in force");
                 self.keep(move |store| store.save(&held.table)).await;
             }
-            Offer::Renewed(_) => {
+            Offer::Renewed(held) => {
                 self.count.tables_renewed();
+                see(&self.ledger, &held.table);
                 self.nack.store(None);
                 self.keep(|store| store.renew()).await;
             }
@@ -118,6 +135,7 @@ impl Shared {
 
     /// Lets another process have the state directory.
     pub fn release(&self) {
+        self.ledger.stop();
         if let Some(store) = &self.store {
             store.release();
         }
@@ -131,6 +149,13 @@ impl Shared {
             tracing::error!(%error, "the table in force could not be kept on disk");
         }
     }
+}
+
+/// The nodes among which accounts have their owners: all that any pool lists.
+fn see(ledger: &Ledger, table: &LimitTable) {
+    let nodes = table.pools.values().flat_map(|pool| pool.shares.keys().cloned()).collect();
+    let unlisted = table.pools.values().map(|pool| pool.unlisted_share).min().unwrap_or(0);
+    ledger.see(nodes, unlisted);
 }
 
 fn restore(cell: &Cell, store: &Store, count: &Counts) {

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -41,6 +43,7 @@ use crate::ledger::writer::State;
 use crate::ledger::writer::Writer;
 use crate::unit::NodeId;
 use crate::unit::SystemClock;
+use crate::unit::unix_now;
 
 /// Locks that requests of different accounts take.
 const SHARDS: usize = 16;
@@ -50,7 +53,8 @@ const KEPT_EVERY_MS: u64 = 20_000;
 pub(super) type Shards = [Mutex<Book>; SHARDS];
 
 /// Milliseconds of the wall clock; periods are told by it and by nothing else.
-pub type Wall = Arc<dyn Fn() -> UnixMs + Send + Sync>;
+#[derive(Clone)]
+pub struct Wall(Arc<dyn Fn() -> UnixMs + Send + Sync>);
 
 pub struct Options {
     pub node: NodeId,
@@ -117,22 +121,36 @@ pub struct Sent(u64);
 #[error("the ledger was closed before it was written")]
 pub struct Lost;
 
-/// The operating system's.
-pub fn system_wall() -> Wall {
-    Arc::new(|| {
-        #[expect(clippy::disallowed_methods, reason = "periods are those of the wall clock")]
-        let now = std::time::SystemTime::now();
-        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        UnixMs::try_from(since.as_millis()).unwrap_or(UnixMs::MAX)
-    })
-}
-
 /// The book of an account and of its keys.
 pub(super) fn shard<'a>(shards: &'a Shards, account: &Id) -> MutexGuard<'a, Book> {
     let ([byte, ..], [first, ..]) = (account, shards);
     let book = shards.get(usize::from(*byte) % SHARDS).unwrap_or(first);
     // A panic inside a pure call cannot leave a lock that must stop all traffic for good.
     book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Wall ===
+
+impl Wall {
+    /// The operating system's.
+    pub fn system() -> Wall {
+        Wall::told(|| UnixMs::try_from(unix_now().as_millis()).unwrap_or(UnixMs::MAX))
+    }
+
+    /// Somebody else's: of a simulation, or of a test.
+    pub fn told(now: impl Fn() -> UnixMs + Send + Sync + 'static) -> Wall {
+        Wall(Arc::new(now))
+    }
+
+    pub fn now(&self) -> UnixMs {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Wall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wall")
+    }
 }
 
 // === impl Ledger ===
@@ -192,7 +210,7 @@ impl Ledger {
             state: Arc::clone(&self.state),
             committed,
             counts: Arc::clone(&self.counts),
-            wall: Arc::clone(&self.wall),
+            wall: self.wall.clone(),
             clock: SystemClock::starting_at(crate::unit::Instant::ZERO),
         };
         let spawned = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run());
@@ -228,7 +246,7 @@ impl Ledger {
     }
 
     pub fn wall(&self) -> UnixMs {
-        (self.wall)()
+        self.wall.now()
     }
 
     /// A zone by its name, and the periods of now; none where there is no such zone.
@@ -334,23 +352,38 @@ impl Ledger {
     /// # Errors
     /// What there is not enough of, or that the ledger cannot be asked.
     pub fn reserve(&self, asked: &Asked<'_>) -> Result<Reserved, Refused> {
+        let reserved = self.admit(asked, || Ok::<_, Infallible>(()));
+        reserved.map(|((), reserved)| reserved).map_err(|Ok(refused)| refused)
+    }
+
+    /// As [`Ledger::reserve`], if `then` agrees as well: it is asked once everything fits and
+    /// before anything changes, under the account's lock.
+    ///
+    /// # Errors
+    /// `Ok` what the ledger says, `Err` what `then` says.
+    pub fn admit<T, E>(
+        &self,
+        asked: &Asked<'_>,
+        then: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Reserved), Result<Refused, E>> {
         if **self.state.load() != State::Open {
-            return Err(self.closed(self.reason()));
+            return Err(Ok(self.closed(self.reason())));
         }
         let mut book = shard(&self.shards, &asked.account);
-        let booked = book.test(asked).map_err(Refused::Denied)?;
+        let booked = book.test(asked).map_err(|denied| Ok(Refused::Denied(denied)))?;
         let Some(booked) = booked else {
-            return Err(self.closed("the account is not in memory".to_owned()));
+            return Err(Ok(self.closed("the account is not in memory".to_owned())));
         };
-        let mut queue = self.queue.lock();
-        if queue.is_full() {
-            return Err(self.closed("the disk is too far behind".to_owned()));
+        if self.queue.lock().is_full() {
+            return Err(Ok(self.closed("the disk is too far behind".to_owned())));
         }
+        let then = then().map_err(Err)?;
+        let mut queue = self.queue.lock();
         let request = queue.next_request();
         let reserved = book.reserve(asked, booked, request, &mut |entry| queue.push(entry));
         drop(queue);
         self.queue.wake();
-        Ok(reserved)
+        Ok((then, reserved))
     }
 
     /// Replaces what was reserved by what was used. Does not wait; [`Ledger::settled`] does.

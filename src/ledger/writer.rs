@@ -50,8 +50,6 @@ pub struct Counts {
     pub errors: AtomicU64,
     /// Requests refused because the ledger could not be asked.
     pub closed: AtomicU64,
-    /// Reported usage that was not believed as it was.
-    pub clamped: AtomicU64,
     /// Requests of former lives that were settled as reserved.
     pub recovered: AtomicU64,
 }
@@ -122,7 +120,7 @@ impl Writer {
     }
 
     fn slice(&self, round: &mut Round) -> Vec<Snapshot> {
-        let now = Zone::utc().periods((self.wall)());
+        let now = Zone::utc().periods(self.wall.now());
         let mut snapshots = Vec::new();
         while let Some(shard) = self.shards.get(round.shard)
             && snapshots.len() < LEDGER_SLICE_MAX

@@ -12,6 +12,7 @@
 mod abuse;
 mod accounts;
 mod away;
+mod budgets;
 mod cli;
 mod edges;
 mod flood;
