@@ -13,23 +13,25 @@ use std::path::PathBuf;
 const ARROWS: &[(&str, &[&str])] = &[
     ("bounds", &[]),
     ("unit", &[]),
-    ("wire", &["bounds", "unit"]),
+    ("planted", &[]),
+    ("wire", &["bounds", "unit", "planted"]),
     ("policy", &["bounds", "unit", "wire"]),
     ("observe", &["bounds", "unit", "wire", "policy"]),
-    ("estimate", &["bounds", "unit", "wire", "policy", "observe"]),
-    ("decide", &["unit", "estimate"]),
+    ("estimate", &["bounds", "unit", "planted", "wire", "policy", "observe"]),
+    ("decide", &["unit", "planted", "estimate"]),
     ("allocate", &["unit"]),
     ("dashboard", &[]),
     ("metrics", &["bounds", "unit"]),
     ("supervise", &["bounds"]),
     ("publish", &["bounds", "unit", "wire", "supervise"]),
     ("ledger", &["bounds", "unit", "wire"]),
-    ("enforce", &["bounds", "unit", "wire", "ledger", "metrics", "supervise"]),
+    ("enforce", &["bounds", "unit", "planted", "wire", "ledger", "metrics", "supervise"]),
     (
         "control",
         &[
             "bounds",
             "unit",
+            "planted",
             "wire",
             "policy",
             "observe",
@@ -158,7 +160,9 @@ fn scan(name: &str, text: &str) -> Vec<String> {
     if !text.starts_with("//!") {
         found.push(format!("{name}:1: begin with `//!`: why does this file exist?"));
     }
-    if code.lines().count() > LINES_MAX && !name.ends_with("tests.rs") {
+    // A list of caps is one idea however long it is.
+    let exempt = name.ends_with("tests.rs") || name == "bounds.rs";
+    if code.lines().count() > LINES_MAX && !exempt {
         found.push(format!(
             "{name}: {} lines, at most {LINES_MAX}: is it still one idea?",
             code.lines().count()

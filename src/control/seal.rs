@@ -14,6 +14,7 @@ use crate::control::Controller;
 use crate::control::PoolTick;
 use crate::control::RowTick;
 use crate::estimate::NodeDemand;
+use crate::planted::bug;
 use crate::policy::Grant;
 use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId};
 use crate::wire::table::SCHEMA;
@@ -103,7 +104,7 @@ impl Controller {
                 tick: above.tick.saturating_add(1),
             };
         }
-        let rise = u64::from(changed && !cfg!(feature = "bug-version-reused"));
+        let rise = u64::from(changed && !bug("version-reused"));
         Stamp {
             epoch: own.epoch,
             version: own.version.saturating_add(rise),
@@ -203,7 +204,7 @@ fn published(tick: &RowTick, grant: &Grant, old: Option<Limit>) -> Limit {
 /// from `unlimited` there is no proportional way.
 fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
     let steer = |before: Limit, wanted: Limit, ceiling: Limit| match (before, wanted) {
-        (Limit::Finite(from), Limit::Finite(to)) if !cfg!(feature = "bug-no-steer-bound") => {
+        (Limit::Finite(from), Limit::Finite(to)) if !bug("no-steer-bound") => {
             let lowest = (from as f64 * down).ceil() as u64;
             let of = ceiling.finite().unwrap_or(to.max(from));
             let highest = from.saturating_add(((of as f64 * STEER_UP_OF_CEILING) as u64).max(1));
@@ -274,11 +275,8 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
         .take(SHARED_NODES_MAX)
         .map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node))))
         .collect();
-    let fresh = if cfg!(feature = "bug-full-limit-per-node") {
-        fresh.into_keys().map(|node| (node, PPM)).collect()
-    } else {
-        fresh
-    };
+    let fresh =
+        if bug("full-limit-per-node") { fresh.into_keys().map(|node| (node, PPM)).collect() } else { fresh };
     match old {
         Some(old) if old.keys().eq(fresh.keys()) && close(old, &fresh) => old.clone(),
         _ => fresh,

@@ -4,6 +4,7 @@ use crate::enforce::allowance::Allowance;
 use crate::enforce::bucket::Bucket;
 use crate::enforce::keys::KeyState;
 use crate::enforce::ticket::{Costs, Scope, Settlement, Ticket};
+use crate::planted::bug;
 use crate::unit::Instant;
 use crate::wire::Held;
 
@@ -103,7 +104,7 @@ impl Limiter {
         self.first_token(now, &mut ticket);
         let Limiter { held, rows, keys, .. } = self;
         if let Some(pool) = rows.pool_mut(ticket.pool) {
-            let leaks = cfg!(feature = "bug-slot-leak") && matches!(outcome, Settlement::Broken { .. });
+            let leaks = bug("slot-leak") && matches!(outcome, Settlement::Broken { .. });
             pool.in_flight = pool.in_flight.saturating_sub(u64::from(!leaks));
             pool.count(outcome);
         }

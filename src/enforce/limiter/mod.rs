@@ -17,6 +17,7 @@ use crate::enforce::keys::{KeyName, KeyState, Keys, Place};
 use crate::enforce::ticket::{
     Cap, Costs, KeyId, RATES, Refusal, RefusalReason, Request, Scope, Ticket, Verdict,
 };
+use crate::planted::bug;
 use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::Yields;
 use crate::wire::{Held, LimitTable, Offer, TableError};
@@ -151,7 +152,7 @@ impl Limiter {
         }
         if let Some(refusal) = worst.0 {
             row.counted.refused_limit.add(costs.work);
-            if cfg!(feature = "bug-refused-charges") {
+            if bug("refused-charges") {
                 row.buckets.iter_mut().zip(costs.rates()).for_each(|(bucket, cost)| bucket.charge(cost));
             }
             return Verdict::Refused(refusal);

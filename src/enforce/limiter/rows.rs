@@ -8,6 +8,7 @@ use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::Portion;
 use crate::enforce::bucket::Bucket;
 use crate::enforce::ticket::{Costs, RATES, RefusalReason, Request, Scope};
+use crate::planted::bug;
 use crate::unit::{Dimension, Instant, Limit, MAX_FINITE, ModelId, NodeId, PoolId, TierId, WorkUnit};
 use crate::wire::Yields;
 use crate::wire::{Entry, Held, LimitTable, PoolEntry, PoolUsage, Row, TableError, Work};
@@ -101,7 +102,7 @@ impl Rows {
             pool.rules = None;
         }
         for row in &mut self.rows {
-            if cfg!(feature = "bug-refill-on-swap") {
+            if bug("refill-on-swap") {
                 row.buckets = Default::default();
             }
             row.rules = None;

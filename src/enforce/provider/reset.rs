@@ -4,7 +4,7 @@
 //! Together), protobuf durations (`37s`: Gemini), RFC 3339 (Anthropic), Unix seconds or
 //! milliseconds (predictions APIs), HTTP dates (RFC 9110, section 10.2.3).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::bounds::PROVIDER_WAIT_MAX;
 
@@ -42,8 +42,8 @@ pub fn amount(text: &str) -> Option<u64> {
 
 /// Unix milliseconds of an HTTP date.
 pub fn http_date(text: &str) -> Option<u64> {
-    let since = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    u64::try_from(since.as_millis()).ok()
+    let at = jiff::Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+    u64::try_from(at.as_millisecond()).ok()
 }
 
 fn rfc3339(text: &str) -> Option<u64> {

@@ -1,3 +1,5 @@
+//! Answers of every provider, with the headers and texts as they document them.
+
 use super::*;
 
 /// 2025-01-12T23:11:00Z.
