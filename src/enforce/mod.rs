@@ -44,6 +44,8 @@ mod intake;
 #[cfg(feature = "daemon")]
 mod ledger_page;
 #[cfg(feature = "daemon")]
+mod limits;
+#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;

@@ -130,6 +130,16 @@ impl Purse {
         ledger.pin(holders).await.map_err(|refused| self.refusal(&refused, ledger))
     }
 
+    /// As [`Purse::open`], for whatever row.
+    ///
+    /// # Errors
+    /// The ledger cannot be asked.
+    pub async fn pin(holder: &Holder, ledger: &Arc<Ledger>) -> Result<Pinned, Refused> {
+        let account = holder.account.unwrap_or(holder.key);
+        let holders = [None, Some(holder.key)].map(|key| ledger::Holder { account, key });
+        ledger.pin(holders.into()).await
+    }
+
     /// Tests everything and reserves it, if `then` agrees too; else nothing has changed.
     ///
     /// # Errors

@@ -66,6 +66,19 @@ fn kept(time: &Time) -> impl FnOnce(&mut NodeConfig) + use<> {
     }
 }
 
+/// An account's line of a budget, as its tenant sees it.
+async fn period(rig: &Rig, budget: &str) -> serde_json::Value {
+    let request = http::Request::get(format!("http://{}/v1/limits", rig.node.proxy))
+        .header("authorization", format!("Bearer {KEY}"))
+        .body(http_body_util::Full::default())
+        .unwrap();
+    let (_, _, body) = rig.answer(request).await;
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let periods = body["models"][0]["periods"].as_array().unwrap().clone();
+    let found = periods.into_iter().find(|line| line["budget"] == budget && line["scope"] == "account");
+    found.unwrap_or_else(|| panic!("{budget}: {body}"))
+}
+
 async fn counted(rig: &Rig, metric: &str) -> f64 {
     let (_, _, page) = rig.get(rig.node.admin, "/metrics").await;
     let line = page.lines().find(|line| line.starts_with(metric)).unwrap_or_else(|| panic!("{metric}: {page}"));
@@ -100,6 +113,9 @@ async fn d6_tokens_of_a_day_end_at_the_zones_midnight_and_no_clock_step_brings_t
     time.hours(39);
     assert_eq!(rig.answer(ask()).await.0, StatusCode::OK);
     assert_eq!(counted(&rig, "tidegate_enforce_refusals_total{reason=\"account_budget\"}").await, 2.0);
+    let line = period(&rig, "tpd").await;
+    assert_eq!((&line["used"], &line["remaining"]), (&json!(USED), &json!(USED)), "{line}");
+    assert_eq!(line["until"], "2026-11-24T05:00:00Z");
     assert_eq!(rig.upstream.requests(), 3);
 }
 
@@ -188,8 +204,7 @@ async fn h03_h14_usage_that_is_missing_partial_absurd_or_said_twice_is_charged_w
         // A stream that breaks off is an error of its body.
         let _ = timed(response.into_body().collect()).await;
         until("settled", || rig.report().pools["p"].in_flight == 0).await;
-        let usage = rig.node.usage("m", "t", KEY);
-        let all: u64 = usage.iter().find(|line| line.limit == 1_000_000).unwrap().used;
+        let all = period(&rig, "tpd").await["used"].as_u64().unwrap();
         let used = all - before;
         before = all;
         used
@@ -219,7 +234,7 @@ async fn of_two_nodes_one_owns_an_accounts_budget_and_the_other_holds_a_hundredt
     let budget = 1_000 * USED;
     let mut table = budgeted("UTC", &[(Budget::TokensPerDay, budget)]);
     let half = PPM / 2;
-    table.pools.get_mut(&"p".into()).unwrap().shares = [("a".into(), half), ("b".into(), half)].into();
+    table.pools.get_mut("p").unwrap().shares = [("a".into(), half), ("b".into(), half)].into();
     let lines: Vec<String> = (0..20).map(|at| key_line(&format!("canary-{at}"), Some(&format!("account-{at}")))).collect();
     let both = async |name: &'static str| {
         let (lines, state) = (lines.join("\n"), kept(&time));
