@@ -55,13 +55,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The only files that read a clock: the one all others are handed, the node's sockets, whose
 /// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
-const CLOCKS: &[&str] = &[
-    "enforce/follow_http.rs",
-    "enforce/patient.rs",
-    "enforce/store.rs",
-    "enforce/stream.rs",
-    "unit.rs",
-];
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -290,10 +285,7 @@ fn a_stray_bound_is_found() {
 #[test]
 fn d7_a_float_in_the_ledger_is_found() {
     let found = scan("ledger/book.rs", "//! x\nlet half = micros as f64 / 2.0;\n");
-    assert_eq!(
-        found,
-        ["ledger/book.rs:2: money and tokens are integers here; a float loses some of them"]
-    );
+    assert_eq!(found, ["ledger/book.rs:2: money and tokens are integers here; a float loses some of them"]);
 }
 
 #[test]

@@ -32,8 +32,8 @@ use crate::enforce::upstream::Routing;
 use crate::enforce::voice::{Quotas, Voice};
 use crate::unit::ModelId;
 use crate::unit::unix_now;
-use crate::wire::{LimitTable, Row};
 use crate::wire::dialect::Kind;
+use crate::wire::{LimitTable, Row};
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
@@ -208,9 +208,10 @@ impl Gate {
             }
             _ => None,
         };
-        let quotas = self.shared.cell.with(|limiter, now| {
-            limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused)
-        });
+        let quotas = self
+            .shared
+            .cell
+            .with(|limiter, now| limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused));
         let (ticket, hold) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {

@@ -14,11 +14,13 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use crate::bounds::LEDGER_ROOM_WAIT;
 use crate::bounds::LEDGER_ZONES_MAX;
 use crate::ledger::book::Asked;
 use crate::ledger::book::Book;
@@ -49,6 +51,9 @@ use crate::unit::unix_now;
 const SHARDS: usize = 16;
 /// Lists of nodes are kept on disk at least this often while they do not change.
 const KEPT_EVERY_MS: u64 = 20_000;
+
+/// Between two looks whether there is room in memory.
+const PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) type Shards = [Mutex<Book>; SHARDS];
 
@@ -87,6 +92,8 @@ struct Listed {
     nodes: BTreeSet<NodeId>,
     unlisted_ppm: u32,
     lists: Lists,
+    /// By this process: what it saw is in force until it sees another.
+    seen: bool,
     kept: UnixMs,
 }
 
@@ -272,7 +279,9 @@ impl Ledger {
     pub fn see(&self, nodes: BTreeSet<NodeId>, unlisted_ppm: u32) {
         let now = self.wall();
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.hold(now);
         let new = listed.lists.see(&nodes, now);
+        listed.seen = true;
         listed.nodes = nodes;
         listed.unlisted_ppm = unlisted_ppm;
         if new || now.abs_diff(listed.kept) >= KEPT_EVERY_MS {
@@ -283,7 +292,8 @@ impl Ledger {
 
     /// What this node may fill of an account's budgets.
     pub fn parts(&self, account: &Id, zone: &Zone, calendar: &Periods) -> Parts {
-        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.hold(self.wall());
         let part =
             |period| listed.lists.part(&self.node, account, &period, &listed.nodes, listed.unlisted_ppm);
         Parts {
@@ -312,8 +322,10 @@ impl Ledger {
     /// # Errors
     /// As there.
     pub fn pin_now(&self, holders: Vec<Holder>) -> Result<Pinned, Refused> {
-        // What is read may be old by the time it is here; then it is read again.
-        for _ in 0..8 {
+        // What is read may be old by the time it is here; then it is read again. Room is made by
+        // writing records out.
+        let mut left = LEDGER_ROOM_WAIT;
+        for _ in 0..1_000 {
             if let Some(pinned) = self.pin_in_memory(&holders) {
                 return Ok(pinned);
             }
@@ -330,8 +342,13 @@ impl Ledger {
                 }
                 let record: Record = store.read(holder).map_err(|error| self.closed(error.to_string()))?;
                 let mut book = shard(&self.shards, &holder.account);
-                if book.forgotten() == forgotten {
-                    book.take_in(*holder, record).map_err(|error| self.closed(error.to_string()))?;
+                if book.forgotten() == forgotten
+                    && let Err(full) = book.take_in(*holder, record)
+                {
+                    drop(book);
+                    left = left.checked_sub(PAUSE).ok_or_else(|| self.closed(full.to_string()))?;
+                    self.queue.press();
+                    std::thread::sleep(PAUSE);
                 }
             }
         }
@@ -381,6 +398,9 @@ impl Ledger {
         let mut queue = self.queue.lock();
         let request = queue.next_request();
         let reserved = book.reserve(asked, booked, request, &mut |entry| queue.push(entry));
+        if book.is_pressed() {
+            queue.press();
+        }
         drop(queue);
         self.queue.wake();
         Ok((then, reserved))
@@ -444,6 +464,16 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+// === impl Listed ===
+
+impl Listed {
+    fn hold(&mut self, now: UnixMs) {
+        if self.seen {
+            self.lists.hold(now);
+        }
     }
 }
 

@@ -91,7 +91,7 @@ impl Writer {
         loop {
             let work = self.queue.take();
             journal = journal.saturating_add(work.entries.len());
-            if round.is_none() && journal >= LEDGER_JOURNAL_ENTRIES_MAX {
+            if round.is_none() && (work.pressed || journal >= LEDGER_JOURNAL_ENTRIES_MAX) {
                 journal = 0;
                 round = Some(self.begin());
             }
@@ -106,6 +106,10 @@ impl Writer {
             }
             if work.stop && work.entries.is_empty() {
                 break;
+            }
+            // The next slice has not to wait for the next entry.
+            if round.is_some() {
+                self.queue.press();
             }
         }
         self.store.store(None);

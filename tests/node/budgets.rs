@@ -13,7 +13,9 @@ use tidegate::ledger::Wall;
 use tidegate::unit::{Limit, PPM};
 use tidegate::wire::{Budget, BudgetEntry, Credit, LimitTable, ModelEntry, Price, Product};
 
-use crate::support::node::{INPUT, KEY, M, OUTPUT, Rig, config, key_line, keys, table, timed, until, write_table};
+use crate::support::node::{
+    INPUT, KEY, M, OUTPUT, Rig, config, key_line, keys, table, timed, until, write_table,
+};
 
 /// Tokens of one answer of the upstream.
 const USED: u64 = INPUT + OUTPUT;
@@ -81,7 +83,8 @@ async fn period(rig: &Rig, budget: &str) -> serde_json::Value {
 
 async fn counted(rig: &Rig, metric: &str) -> f64 {
     let (_, _, page) = rig.get(rig.node.admin, "/metrics").await;
-    let line = page.lines().find(|line| line.starts_with(metric)).unwrap_or_else(|| panic!("{metric}: {page}"));
+    let line =
+        page.lines().find(|line| line.starts_with(metric)).unwrap_or_else(|| panic!("{metric}: {page}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -89,13 +92,11 @@ async fn counted(rig: &Rig, metric: &str) -> f64 {
 async fn d6_tokens_of_a_day_end_at_the_zones_midnight_and_no_clock_step_brings_them_back() {
     let time = Time::new();
     // 15:00 in New York: nine hours until midnight.
-    let rig = Rig::with(
-        &budgeted("America/New_York", &[(Budget::TokensPerDay, 2 * USED)]),
-        kept(&time),
-    )
-    .await;
+    let rig =
+        Rig::with(&budgeted("America/New_York", &[(Budget::TokensPerDay, 2 * USED)]), kept(&time)).await;
     let ask = || {
-        let body = json!({"model": "m", "max_tokens": OUTPUT, "messages": [{"role": "user", "content": "x"}]});
+        let body =
+            json!({"model": "m", "max_tokens": OUTPUT, "messages": [{"role": "user", "content": "x"}]});
         rig.post("/v1/chat/completions", &body)
     };
     for _ in 0..2 {
@@ -157,7 +158,11 @@ async fn credit_is_spent_to_the_micro_dollar_survives_a_restart_and_a_recharge_a
         status
     };
     let node = start(83).await;
-    assert_eq!(ask(node.proxy, "other").await, StatusCode::PAYMENT_REQUIRED, "it has no account, so no credit");
+    assert_eq!(
+        ask(node.proxy, "other").await,
+        StatusCode::TOO_MANY_REQUESTS,
+        "it has no account, so no credit"
+    );
     for _ in 0..2 {
         assert_eq!(ask(node.proxy, KEY).await, StatusCode::OK);
     }
@@ -165,11 +170,11 @@ async fn credit_is_spent_to_the_micro_dollar_survives_a_restart_and_a_recharge_a
     // 90 in all; 60 are spent.
     let node = start(83).await;
     assert_eq!(ask(node.proxy, KEY).await, StatusCode::OK);
-    assert_eq!(ask(node.proxy, KEY).await, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(ask(node.proxy, KEY).await, StatusCode::TOO_MANY_REQUESTS);
     node.shutdown().await;
     let node = start(113).await;
     assert_eq!(ask(node.proxy, KEY).await, StatusCode::OK);
-    assert_eq!(ask(node.proxy, KEY).await, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(ask(node.proxy, KEY).await, StatusCode::TOO_MANY_REQUESTS);
     node.shutdown().await;
 }
 
@@ -235,7 +240,8 @@ async fn of_two_nodes_one_owns_an_accounts_budget_and_the_other_holds_a_hundredt
     let mut table = budgeted("UTC", &[(Budget::TokensPerDay, budget)]);
     let half = PPM / 2;
     table.pools.get_mut("p").unwrap().shares = [("a".into(), half), ("b".into(), half)].into();
-    let lines: Vec<String> = (0..20).map(|at| key_line(&format!("canary-{at}"), Some(&format!("account-{at}")))).collect();
+    let lines: Vec<String> =
+        (0..20).map(|at| key_line(&format!("canary-{at}"), Some(&format!("account-{at}")))).collect();
     let both = async |name: &'static str| {
         let (lines, state) = (lines.join("\n"), kept(&time));
         Rig::with(&table, move |config| {
