@@ -18,7 +18,7 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::limiter::Limiter;
+use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
 use crate::enforce::purse::{Expected, Hold, Purse};
 use crate::enforce::render::Moment;
@@ -27,9 +27,9 @@ use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
+use crate::enforce::ticket::{self, Costs, Refusal, RefusalReason, Ticket};
 use crate::enforce::upstream::Routing;
-use crate::enforce::voice::{Quotas, Voice};
+use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::dialect::Kind;
@@ -100,8 +100,7 @@ impl Gate {
     }
 
     fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
-        let quotas = |limiter: &mut Limiter, now| limiter.quotas(now, wanted.model, wanted.tier, wanted.key);
-        self.shared.cell.with(quotas)
+        self.shared.cell.with(|limiter, now| limiter.quotas(now, wanted, None))
     }
 
     /// How the holder stands with every model.
@@ -208,10 +207,7 @@ impl Gate {
             }
             _ => None,
         };
-        let quotas = self
-            .shared
-            .cell
-            .with(|limiter, now| limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused));
+        let quotas = self.shared.cell.with(|limiter, now| limiter.quotas(now, &wanted, refused));
         let (ticket, hold) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -242,17 +238,15 @@ impl Gate {
         ask: &Ask,
         purse: Option<&Purse>,
     ) -> Result<(Ticket, Option<Hold>), Refusal> {
-        let cell = &self.shared.cell;
-        let admit = || match cell.with(|limiter, now| limiter.admit(now, wanted)) {
-            Verdict::Admitted(ticket) => Ok(ticket),
-            Verdict::Refused(refusal) => Err(refusal),
+        let (cell, ledger) = (&self.shared.cell, &self.shared.ledger);
+        let Some(purse) = purse else {
+            return cell.with(|limiter, now| limiter.admit_with(now, wanted, |_| Ok(None)));
         };
-        let Some(purse) = purse else { return Ok((admit()?, None)) };
-        let pinned = purse.open(&self.shared.ledger).await?;
-        let learned = cell.with(|limiter, _| limiter.output_expected(wanted.model, wanted.tier));
-        let expected = Expected::of(ask, learned);
-        let (ticket, hold) = purse.reserve(&self.shared.ledger, pinned, expected, admit)?;
-        Ok((ticket, Some(hold)))
+        let pinned = purse.open(ledger).await?;
+        cell.with(|limiter, now| {
+            let reserve = |costs: &Costs| purse.reserve(ledger, pinned, Expected::of(ask, costs)).map(Some);
+            limiter.admit_with(now, wanted, reserve)
+        })
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.

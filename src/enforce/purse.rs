@@ -9,7 +9,7 @@ use crate::enforce::accounts::Holder;
 use crate::enforce::ask::Ask;
 use crate::enforce::limiter::RETRY_SOON;
 use crate::enforce::limiter::RETRY_ZERO;
-use crate::enforce::ticket::{KeyId, Refusal, RefusalReason, Scope, Settlement};
+use crate::enforce::ticket::{Costs, KeyId, Refusal, RefusalReason, Scope, Settlement};
 use crate::ledger;
 use crate::ledger::Amount;
 use crate::ledger::Asked;
@@ -24,9 +24,6 @@ use crate::ledger::What;
 use crate::ledger::Whose;
 use crate::unit::{Limit, ProductId};
 use crate::wire::{Budget, CachedInput, Credit, LimitTable, Price, Row};
-
-/// Output tokens of a request of which nothing was learned yet.
-const OUTPUT_UNKNOWN: u64 = 256;
 
 /// What a request's row and holder say of money and days; none where they say nothing.
 #[derive(Clone, Debug)]
@@ -140,28 +137,17 @@ impl Purse {
         ledger.pin(holders.into()).await
     }
 
-    /// Tests everything and reserves it, if `then` agrees too; else nothing has changed.
+    /// Tests everything and reserves it, or changes nothing. Does not wait.
     ///
     /// # Errors
-    /// What there is not enough of, or what `then` says.
-    pub fn reserve<T>(
-        &self,
-        ledger: &Arc<Ledger>,
-        pinned: Pinned,
-        expected: Expected,
-        then: impl FnOnce() -> Result<T, Refusal>,
-    ) -> Result<(T, Hold), Refusal> {
+    /// What there is not enough of.
+    pub fn reserve(&self, ledger: &Arc<Ledger>, pinned: Pinned, expected: Expected) -> Result<Hold, Refusal> {
         let bounded = expected.output_max.is_some();
         let amount = self.terms.amount(expected.input, 0, expected.most(&self.terms), expected.images);
-        let asked = |asked: &Asked<'_>| {
-            ledger.admit(asked, then).map_err(|refused| match refused {
-                Ok(refused) => self.refusal(&refused, ledger),
-                Err(refusal) => refusal,
-            })
-        };
-        let (then, reserved) = self.with(ledger, amount, bounded, asked)??;
+        let reserved = self.with(ledger, amount, bounded, |asked| ledger.reserve(asked))?;
+        let reserved = reserved.map_err(|refused| self.refusal(&refused, ledger))?;
         let (ledger, terms) = (Arc::clone(ledger), self.terms);
-        Ok((then, Hold { ledger, reserved, _pinned: pinned, terms, expected }))
+        Ok(Hold { ledger, reserved, _pinned: pinned, terms, expected })
     }
 
     /// How the holder stands now, where its records are in memory.
@@ -251,10 +237,10 @@ impl Terms {
 // === impl Expected ===
 
 impl Expected {
-    /// `learned` is the output of such requests so far.
-    pub fn of(ask: &Ask, learned: Option<f64>) -> Expected {
-        let output = learned.map_or(OUTPUT_UNKNOWN, |learned| learned.ceil() as u64);
-        Expected { input: ask.input_tokens, output, output_max: ask.output_max, images: ask.images }
+    /// `costs` are those that the limiter expects.
+    pub fn of(ask: &Ask, costs: &Costs) -> Expected {
+        let (input, images) = (ask.input_tokens, ask.images);
+        Expected { input, output: costs.output, output_max: ask.output_max, images }
     }
 
     /// Output tokens to reserve: the client's bound, else what is expected of the model.

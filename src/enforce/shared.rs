@@ -64,6 +64,7 @@ impl Shared {
         if let Some(store) = &store {
             restore(&cell, store, &count);
         }
+        set_wall(&cell, config.wall.now());
         let started = cell.now();
         let ledger = Ledger::open(ledger::Options {
             node: config.node.clone(),
@@ -89,6 +90,17 @@ impl Shared {
         })
     }
 
+    /// Tells the limiter what the wall clock says, for as long as the node lives: minutes follow it
+    /// when it is set.
+    pub async fn follow_wall(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            set_wall(&self.cell, self.ledger.wall());
+        }
+    }
+
     pub fn report(&self) -> UsageReport {
         let report = self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance));
         let providers = self.with_providers(|providers, now| providers.usage(now));
@@ -107,18 +119,21 @@ impl Shared {
     /// The table is not acceptable; the one in force stays, and the next report says why.
     pub async fn offer(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
         let stamp = table.stamp;
+        // Before requests are judged by it: its nodes say which budgets are this one's.
+        let newer = self.cell.held().is_none_or(|held| held.stamp() < stamp);
+        if newer && table.validate().is_ok() {
+            see(&self.ledger, &table);
+        }
         let offer = self.cell.offer_aged(table, age);
         match offer.inspect_err(|error| self.refuse(Some(stamp), &error.to_string()))? {
             Offer::Applied(held) => {
                 self.count.tables_applied();
-                see(&self.ledger, &held.table);
                 self.nack.store(None);
                 tracing::debug!(?stamp, "table in force");
                 self.keep(move |store| store.save(&held.table)).await;
             }
-            Offer::Renewed(held) => {
+            Offer::Renewed(_) => {
                 self.count.tables_renewed();
-                see(&self.ledger, &held.table);
                 self.nack.store(None);
                 self.keep(|store| store.renew()).await;
             }
@@ -156,6 +171,11 @@ fn see(ledger: &Ledger, table: &LimitTable) {
     let nodes = table.pools.values().flat_map(|pool| pool.shares.keys().cloned()).collect();
     let unlisted = table.pools.values().map(|pool| pool.unlisted_share).min().unwrap_or(0);
     ledger.see(nodes, unlisted);
+}
+
+/// Milliseconds since 1970, by the clock that also tells days and months.
+fn set_wall(cell: &Cell, unix_ms: u64) {
+    cell.with(|limiter, now| limiter.set_wall(now, unix_ms));
 }
 
 fn restore(cell: &Cell, store: &Store, count: &Counts) {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -369,33 +368,18 @@ impl Ledger {
     /// # Errors
     /// What there is not enough of, or that the ledger cannot be asked.
     pub fn reserve(&self, asked: &Asked<'_>) -> Result<Reserved, Refused> {
-        let reserved = self.admit(asked, || Ok::<_, Infallible>(()));
-        reserved.map(|((), reserved)| reserved).map_err(|Ok(refused)| refused)
-    }
-
-    /// As [`Ledger::reserve`], if `then` agrees as well: it is asked once everything fits and
-    /// before anything changes, under the account's lock.
-    ///
-    /// # Errors
-    /// `Ok` what the ledger says, `Err` what `then` says.
-    pub fn admit<T, E>(
-        &self,
-        asked: &Asked<'_>,
-        then: impl FnOnce() -> Result<T, E>,
-    ) -> Result<(T, Reserved), Result<Refused, E>> {
         if **self.state.load() != State::Open {
-            return Err(Ok(self.closed(self.reason())));
+            return Err(self.closed(self.reason()));
         }
         let mut book = shard(&self.shards, &asked.account);
-        let booked = book.test(asked).map_err(|denied| Ok(Refused::Denied(denied)))?;
+        let booked = book.test(asked).map_err(Refused::Denied)?;
         let Some(booked) = booked else {
-            return Err(Ok(self.closed("the account is not in memory".to_owned())));
+            return Err(self.closed("the account is not in memory".to_owned()));
         };
-        if self.queue.lock().is_full() {
-            return Err(Ok(self.closed("the disk is too far behind".to_owned())));
-        }
-        let then = then().map_err(Err)?;
         let mut queue = self.queue.lock();
+        if queue.is_full() {
+            return Err(self.closed("the disk is too far behind".to_owned()));
+        }
         let request = queue.next_request();
         let reserved = book.reserve(asked, booked, request, &mut |entry| queue.push(entry));
         if book.is_pressed() {
@@ -403,7 +387,7 @@ impl Ledger {
         }
         drop(queue);
         self.queue.wake();
-        Ok((then, reserved))
+        Ok(reserved)
     }
 
     /// Replaces what was reserved by what was used. Does not wait; [`Ledger::settled`] does.
