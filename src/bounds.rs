@@ -399,6 +399,8 @@ bounds! {
         LEDGER_CACHE_BYTES_MAX: usize, bytes = 16 << 20, "read from disk again";
         /// Pause after the disk failed the ledger.
         LEDGER_RETRY_WAIT: Duration, time = Duration::from_secs(1), "tried again";
+        /// Longest that a request waits for room in memory while other accounts are written out.
+        LEDGER_ROOM_WAIT: Duration, time = Duration::from_secs(1), "refused: hard budgets are closed to it";
         /// Most lists of nodes remembered for the owners of budgets.
         LEDGER_LISTS_MAX: usize, count = 64, "the oldest but one is forgotten: budgets of a period that began then are not owned";
         /// Most time zones with their periods in memory.

@@ -23,6 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::Deserialize;
 
+use crate::bounds::CAPS_ACCOUNTS;
 use crate::bounds::CAPS_ANSWER_WAIT;
 use crate::bounds::CAPS_ANSWERS_BYTES;
 use crate::bounds::CAPS_BODIES_BYTES;
@@ -39,6 +40,7 @@ use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::enforce::jobs::{Hook, HookFile};
+use crate::ledger::Wall;
 use crate::metrics::Detail;
 use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
@@ -64,6 +66,8 @@ pub struct NodeConfig {
     pub caps: Caps,
     /// What `/metrics` shows.
     pub metrics: PageOptions,
+    /// Tells days and months.
+    pub wall: Wall,
 }
 
 /// Where tables come from.
@@ -127,6 +131,8 @@ pub struct Caps {
     pub answers_bytes: usize,
     pub connections: usize,
     pub keys: usize,
+    /// Accounts and keys whose budgets are in memory.
+    pub accounts: usize,
     pub connect_seconds: u64,
     /// From a head's first byte to its last.
     pub header_seconds: u64,
@@ -233,6 +239,7 @@ impl NodeConfig {
             routing,
             caps: file.caps,
             metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
+            wall: Wall::system(),
         })
     }
 
@@ -257,6 +264,7 @@ impl NodeConfig {
             routing,
             caps: Caps::default(),
             metrics: PageOptions::fresh(),
+            wall: Wall::system(),
         }
     }
 }
@@ -290,6 +298,7 @@ impl Default for Caps {
             answers_bytes: CAPS_ANSWERS_BYTES,
             connections: CAPS_CONNECTIONS,
             keys: CAPS_KEYS,
+            accounts: CAPS_ACCOUNTS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
             header_seconds: CAPS_HEADER_WAIT.as_secs(),
             keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),

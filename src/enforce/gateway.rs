@@ -10,6 +10,7 @@ use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
+use crate::bounds::USAGE_TOKENS_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
 use crate::enforce::affair::{Affair, Part};
 use crate::enforce::answer::{self, closing};
@@ -21,19 +22,20 @@ use crate::enforce::intake::{self, Refused};
 use crate::enforce::jobs::HOOKS;
 use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
+use crate::enforce::purse::{Expected, Hold, Purse};
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
+use crate::enforce::ticket::{self, Costs, Refusal, RefusalReason, Ticket};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
-use crate::wire::Row;
 use crate::wire::dialect::Kind;
+use crate::wire::{LimitTable, Row};
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
@@ -107,9 +109,17 @@ impl Gate {
     }
 
     /// How the holder stands with every model.
-    fn limits(&self, holder: &Holder) -> Response<Body> {
+    async fn limits(&self, holder: &Holder) -> Response<Body> {
         let Some(held) = self.shared.cell.held() else { return answer::no_limits() };
-        let standings = limits::standings(&held.table, holder, moment(), |wanted| self.quotas(wanted));
+        let ledger = &self.shared.ledger;
+        // The same two records for all models; without them there is no usage to show.
+        let read = Purse::pin(holder, ledger).await;
+        let periods = |row: &Row| {
+            let purse = read.is_ok().then(|| Purse::of(&held.table, row, holder)).flatten();
+            purse.and_then(|purse| purse.usage(ledger).ok()).unwrap_or_default()
+        };
+        let quotas = |wanted: &ticket::Request<'_>| self.quotas(wanted);
+        let standings = limits::standings(&held.table, holder, moment(), quotas, periods);
         answer::json(&standings)
     }
 
@@ -163,7 +173,7 @@ impl Gate {
             return Err(self.models(&routing, holder));
         }
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
-            return Err(self.limits(holder));
+            return Err(self.limits(holder).await);
         }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
@@ -195,9 +205,22 @@ impl Gate {
             streamed: ask.streamed,
             ..limits::request(holder, model, tier)
         };
-        let (verdict, quotas) = self.admit(affair.as_ref(), holder, &wanted);
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
-        let (ticket, (job, watch)) = match verdict {
+        let purse = table.zip(voice.row).and_then(|(table, row)| Purse::of(table, row, holder));
+        let its = ticket::Request { key: holder.key, ..wanted };
+        let part = affair.as_ref().map_or(Ok(Part::default()), |affair| self.take_part(affair, &its));
+        let admitted = match part {
+            Ok(part) => self.admit(&wanted, ask, purse.as_ref()).await.map(|admitted| (admitted, part)),
+            Err(refusal) => Err(refusal),
+        };
+        let refused = match &admitted {
+            Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
+                Some((*scope, *dimension))
+            }
+            _ => None,
+        };
+        let quotas = self.shared.cell.with(|limiter, now| limiter.quotas(now, &wanted, refused));
+        let ((ticket, hold), (job, watch)) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.count(&refusal);
@@ -211,7 +234,8 @@ impl Gate {
         if let Some(addressed) = addressed {
             *request.body_mut() = addressed;
         }
-        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket, job);
+        let most = output_most(table, model, ask);
+        let guard = Guard::new(Arc::clone(&self.shared), ticket, hold, job, most);
         let errand = Errand { request, ask, model: ModelId::new(model), watch };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
@@ -227,27 +251,21 @@ impl Gate {
         }
     }
 
-    /// Every limit is tested before anything is charged; and how the key stands then.
-    fn admit(
+    /// One decision over rates, budgets and credit: all of them take the request, or none does.
+    async fn admit(
         &self,
-        affair: Option<&Affair<'_>>,
-        holder: &Holder,
         wanted: &ticket::Request<'_>,
-    ) -> (Result<(Ticket, Part), Refusal>, Quotas) {
-        let its = ticket::Request { key: holder.key, ..*wanted };
-        let part = affair.map_or(Ok(Part::default()), |affair| self.take_part(affair, &its));
-        self.shared.cell.with(|limiter, now| {
-            let verdict = part.and_then(|part| match limiter.admit(now, wanted) {
-                Verdict::Admitted(ticket) => Ok((ticket, part)),
-                Verdict::Refused(refusal) => Err(refusal),
-            });
-            let refused = match &verdict {
-                Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
-                    Some((*scope, *dimension))
-                }
-                _ => None,
-            };
-            (verdict, limiter.quotas(now, wanted, refused))
+        ask: &Ask,
+        purse: Option<&Purse>,
+    ) -> Result<(Ticket, Option<Hold>), Refusal> {
+        let (cell, ledger) = (&self.shared.cell, &self.shared.ledger);
+        let Some(purse) = purse else {
+            return cell.with(|limiter, now| limiter.admit_with(now, wanted, |_| Ok(None)));
+        };
+        let pinned = purse.open(ledger).await?;
+        cell.with(|limiter, now| {
+            let reserve = |costs: &Costs| purse.reserve(ledger, pinned, Expected::of(ask, costs)).map(Some);
+            limiter.admit_with(now, wanted, reserve)
         })
     }
 
@@ -275,6 +293,12 @@ impl Gate {
 /// Read once for one answer, so that all it says of time is of one instant.
 fn moment() -> Moment {
     Moment { unix: unix_now(), jitter: jitter() }
+}
+
+/// Most output tokens that all choices of an answer can have together.
+fn output_most(table: Option<&LimitTable>, model: &str, ask: &Ask) -> u64 {
+    let each = table.and_then(|table| table.models.get(model)?.output_max).unwrap_or(USAGE_TOKENS_MAX);
+    each.saturating_mul(ask.images.max(1)).min(USAGE_TOKENS_MAX)
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?

@@ -49,6 +49,8 @@ mod intake;
 #[cfg(feature = "daemon")]
 pub mod jobs;
 #[cfg(feature = "daemon")]
+mod ledger_page;
+#[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
 pub mod meter;
@@ -60,6 +62,8 @@ pub mod node;
 mod patient;
 #[cfg(feature = "daemon")]
 mod provider;
+#[cfg(feature = "daemon")]
+mod purse;
 #[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]

@@ -16,7 +16,9 @@ use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
-use crate::unit::{Instant, NodeId, SystemClock, unix_now};
+use crate::ledger;
+use crate::ledger::Ledger;
+use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
@@ -35,6 +37,8 @@ pub struct Shared {
     started: Instant,
     instance: u64,
     store: Option<Store>,
+    /// Budgets and credit.
+    pub ledger: Arc<Ledger>,
     /// The last table offered, while it is not one that was taken.
     nack: ArcSwapOption<Nack>,
 }
@@ -63,7 +67,7 @@ impl Shared {
         if let Some(store) = &store {
             restore(&cell, store, &count);
         }
-        set_wall(&cell);
+        set_wall(&cell, config.wall.now());
         let started = cell.now();
         let cell = Arc::new(cell);
         let (desk, error) =
@@ -71,6 +75,16 @@ impl Shared {
         if let Some(error) = error {
             count.store_errors();
             tracing::error!(%error, "the jobs of the former process are not known");
+        }
+        let ledger = Ledger::open(ledger::Options {
+            node: config.node.clone(),
+            dir: config.state.clone(),
+            records_max: config.caps.accounts,
+            seed: entropy(),
+            wall: config.wall.clone(),
+        });
+        if let Some(held) = cell.held() {
+            see(&ledger, &held.table);
         }
         Ok(Shared {
             node: config.node.clone(),
@@ -82,6 +96,7 @@ impl Shared {
             // 53 bits: every JSON reader holds it exactly.
             instance: entropy() >> 11,
             store,
+            ledger: Arc::new(ledger),
             nack: ArcSwapOption::empty(),
         })
     }
@@ -93,7 +108,7 @@ impl Shared {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            set_wall(&self.cell);
+            set_wall(&self.cell, self.ledger.wall());
         }
     }
 
@@ -115,6 +130,11 @@ impl Shared {
     /// The table is not acceptable; the one in force stays, and the next report says why.
     pub async fn offer(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
         let stamp = table.stamp;
+        // Before requests are judged by it: its nodes say which budgets are this one's.
+        let newer = self.cell.held().is_none_or(|held| held.stamp() < stamp);
+        if newer && table.validate().is_ok() {
+            see(&self.ledger, &table);
+        }
         let offer = self.cell.offer_aged(table, age);
         match offer.inspect_err(|error| self.refuse(Some(stamp), &error.to_string()))? {
             Offer::Applied(held) => {
@@ -141,6 +161,7 @@ impl Shared {
 
     /// Lets another process have the state directory.
     pub fn release(&self) {
+        self.ledger.stop();
         if let Some(store) = &self.store {
             store.release();
         }
@@ -156,8 +177,15 @@ impl Shared {
     }
 }
 
-fn set_wall(cell: &Cell) {
-    let unix_ms = u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX);
+/// The nodes among which accounts have their owners: all that any pool lists.
+fn see(ledger: &Ledger, table: &LimitTable) {
+    let nodes = table.pools.values().flat_map(|pool| pool.shares.keys().cloned()).collect();
+    let unlisted = table.pools.values().map(|pool| pool.unlisted_share).min().unwrap_or(0);
+    ledger.see(nodes, unlisted);
+}
+
+/// Milliseconds since 1970, by the clock that also tells days and months.
+fn set_wall(cell: &Cell, unix_ms: u64) {
     cell.with(|limiter, now| limiter.set_wall(now, unix_ms));
 }
 

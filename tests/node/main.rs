@@ -12,6 +12,7 @@
 mod accounts;
 mod answers;
 mod away;
+mod budgets;
 mod cli;
 mod edges;
 mod flood;
