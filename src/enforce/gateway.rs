@@ -11,15 +11,15 @@ use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
-use crate::enforce::affair::{Affair, Part};
+use crate::enforce::affair::Affair;
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::jobs::HOOKS;
-use crate::enforce::limiter::Limiter;
+use crate::enforce::jobs::{HOOKS, Watch};
+use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
@@ -29,7 +29,7 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Ticket, Verdict};
 use crate::enforce::upstream::Routing;
-use crate::enforce::voice::{Quotas, Voice};
+use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::Row;
@@ -103,8 +103,7 @@ impl Gate {
     }
 
     fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
-        let quotas = |limiter: &mut Limiter, now| limiter.quotas(now, wanted.model, wanted.tier, wanted.key);
-        self.shared.cell.with(quotas)
+        self.shared.cell.with(|limiter, now| limiter.quotas(now, wanted, None))
     }
 
     /// How the holder stands with every model.
@@ -194,24 +193,25 @@ impl Gate {
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
+            job: affair.as_ref().is_some_and(Affair::creates),
             ..limits::request(holder, model, tier)
         };
-        let (verdict, quotas) = self.admit(affair.as_ref(), holder, &wanted);
+        let (verdict, quotas) = self.admit(affair.as_ref(), &wanted);
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
-        let (ticket, (job, watch)) = match verdict {
+        let (mut ticket, watch) = match verdict {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.count(&refusal);
                 return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
             }
         };
-        let addressed = affair
-            .as_ref()
-            .zip(job.as_ref())
-            .and_then(|(affair, job)| self.with_address(affair, job, request.body()));
-        if let Some(addressed) = addressed {
-            *request.body_mut() = addressed;
-        }
+        let job = affair.as_ref().zip(watch.as_ref()).and_then(|(affair, watch)| {
+            let job = self.draft(affair, &wanted, watch, &mut ticket)?;
+            if let Some(body) = self.with_address(affair, &job, request.body()) {
+                *request.body_mut() = body;
+            }
+            Some(job)
+        });
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket, job);
         let errand = Errand { request, ask, model: ModelId::new(model), watch };
         match self.forward(errand, &route, guard).await {
@@ -232,11 +232,9 @@ impl Gate {
     fn admit(
         &self,
         affair: Option<&Affair<'_>>,
-        holder: &Holder,
         wanted: &ticket::Request<'_>,
-    ) -> (Result<(Ticket, Part), Refusal>, Quotas) {
-        let its = ticket::Request { key: holder.key, ..*wanted };
-        let part = affair.map_or(Ok(Part::default()), |affair| self.take_part(affair, &its));
+    ) -> (Result<(Ticket, Option<Watch>), Refusal>, Quotas) {
+        let part = affair.map_or(Ok(None), |affair| self.take_part(affair, wanted));
         self.shared.cell.with(|limiter, now| {
             let verdict = part.and_then(|part| match limiter.admit(now, wanted) {
                 Verdict::Admitted(ticket) => Ok((ticket, part)),
@@ -248,7 +246,7 @@ impl Gate {
                 }
                 _ => None,
             };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
+            (verdict, limiter.quotas(now, wanted, refused))
         })
     }
 

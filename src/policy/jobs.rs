@@ -77,7 +77,7 @@ jobs:
   lease: 30m
   polls: 60 rpm
   webhook: webhook
-pools: {all: {capacity: unlimited}}
+pools: {all: {capacity: fixed, unit: requests}}
 models: {m: {pool: all}}
 tiers: {key: {ceiling: unlimited, key_limits: [60 rpm, 5 jobs]}}
 ";

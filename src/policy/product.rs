@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::tz::TimeZoneDatabase;
 
+use crate::policy::answers::answers;
 use crate::policy::diagnostic::Placed;
 use crate::policy::jobs;
 use crate::policy::money;
@@ -33,6 +34,7 @@ pub fn product(file: &PolicyFile, report: &mut Report) -> Product {
         zone: file.time_zone.as_ref().and_then(|zone| self::zone(zone, report)).unwrap_or(defaults.zone),
         recharge: recharge(file, report),
         jobs: jobs::jobs(file, report),
+        answers: answers(&file.answers, report),
         ..defaults
     }
 }

@@ -30,6 +30,7 @@ pub struct PolicyFile {
     pub pinned: Option<Text>,
     pub time_zone: Option<Text>,
     pub jobs: Option<JobsShape>,
+    pub answers: Option<Named<Node>>,
     pub pools: Vec<Named<PoolShape>>,
     pub providers: Vec<Named<ProviderShape>>,
     pub models: Vec<Named<ModelShape>>,
@@ -102,7 +103,7 @@ pub struct TierShape {
     pub recharge: Option<Text>,
 }
 
-const FILE_FIELDS: [&str; 13] = [
+const FILE_FIELDS: [&str; 14] = [
     "schema",
     "product",
     "interval",
@@ -112,6 +113,7 @@ const FILE_FIELDS: [&str; 13] = [
     "pinned",
     "time_zone",
     "jobs",
+    "answers",
     "pools",
     "providers",
     "models",
@@ -173,6 +175,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
     let pinned = fields.text("pinned");
     let time_zone = fields.text("time_zone");
     let jobs = fields.take("jobs").and_then(|(name, node)| self::jobs(&name, node, fields.report));
+    let answers = fields.take("answers");
     let pools = fields.entries("pools", "pool", true);
     let providers = fields.entries("providers", "provider", false);
     let models = fields.entries("models", "model", true);
@@ -195,6 +198,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         pinned,
         time_zone,
         jobs,
+        answers,
         pools,
         providers,
         models,
