@@ -4,17 +4,16 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use crate::bounds::JOBS_SWEEP_PAUSE;
 use crate::enforce::answer::{self, closing, full};
+use crate::enforce::client::entropy;
 use crate::enforce::gateway::Gate;
 use crate::enforce::intake;
 use crate::enforce::jobs::{Draft, HOOKS, Nonce, Owner, Sight, Told, Watch};
 use crate::enforce::stream::Body;
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Scope};
+use crate::enforce::ticket::{self, Cap, Refusal, RefusalReason, Scope, Ticket};
 use crate::unit::{Dimension, ProductId};
 use crate::wire::{Jobs, LimitTable, Touch};
-
-/// The slot of a job that a request creates, and the answer to look into.
-pub(super) type Part = (Option<Draft>, Option<Watch>);
 
 /// What a request has to do with a job.
 pub(super) struct Affair<'a> {
@@ -28,6 +27,10 @@ pub(super) struct Affair<'a> {
 // === impl Affair ===
 
 impl Affair<'_> {
+    pub fn creates(&self) -> bool {
+        self.touch == Touch::Create
+    }
+
     /// The model of a job that is known; a request about it names none.
     pub fn model(&self) -> Option<&str> {
         self.known.as_ref().map(|(_, owner)| owner.model.as_str())
@@ -66,23 +69,26 @@ impl Gate {
         unknown
     }
 
-    /// The slot of a job that is to be created, and the answer to look into.
+    /// The answer to look into.
     ///
     /// # Errors
-    /// Too many jobs run, or one is asked for too often.
+    /// The node knows too many jobs, or this one is asked for too often.
     pub(super) fn take_part(
         &self,
         affair: &Affair<'_>,
         wanted: &ticket::Request<'_>,
-    ) -> Result<Part, Refusal> {
+    ) -> Result<Option<Watch>, Refusal> {
         let desk = &self.shared.desk;
-        let watch = |nonce, sight| Watch { desk: desk.clone(), jobs: affair.jobs.clone(), nonce, sight };
+        let watch = |nonce, sight| {
+            let (desk, jobs) = (desk.clone(), affair.jobs.clone());
+            Ok(Some(Watch { desk, jobs, nonce, sight }))
+        };
         match (&affair.touch, &affair.known) {
-            (Touch::Create, _) => {
-                let draft = desk.draft(affair.product, affair.jobs, wanted)?;
-                let watch = watch(draft.nonce(), Sight::Created);
-                Ok((Some(draft), Some(watch)))
+            (Touch::Create, _) if desk.is_full() => {
+                let reason = RefusalReason::Capacity { cap: Cap::InFlight };
+                Err(Refusal { reason, retry_after: JOBS_SWEEP_PAUSE, active: 0, never: false })
             }
+            (Touch::Create, _) => watch(u128::from(entropy()) << 64 | u128::from(entropy()), Sight::Created),
             (Touch::Poll(_), Some((nonce, _))) => {
                 desk.poll(*nonce, wanted.key, affair.jobs).map_err(|wait| Refusal {
                     reason: RefusalReason::Limit {
@@ -94,11 +100,23 @@ impl Gate {
                     active: 0,
                     never: false,
                 })?;
-                Ok((None, Some(watch(*nonce, Sight::Polled))))
+                watch(*nonce, Sight::Polled)
             }
-            (Touch::Cancel(_), Some((nonce, _))) => Ok((None, Some(watch(*nonce, Sight::Cancelled)))),
-            (_, None) => Ok((None, None)),
+            (Touch::Cancel(_), Some((nonce, _))) => watch(*nonce, Sight::Cancelled),
+            (_, None) => Ok(None),
         }
+    }
+
+    /// The job that an admitted request creates: from here on it has its slot without the ticket.
+    pub(super) fn draft(
+        &self,
+        affair: &Affair<'_>,
+        wanted: &ticket::Request<'_>,
+        watch: &Watch,
+        ticket: &mut Ticket,
+    ) -> Option<Draft> {
+        let slot = ticket.take_job()?;
+        Some(self.shared.desk.draft(affair.product, affair.jobs, wanted, watch.nonce, slot))
     }
 
     /// The creating body with the address at which this node hears of the job's end.

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::bounds::USAGE_TOKENS_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
-use crate::enforce::affair::{Affair, Part};
+use crate::enforce::affair::Affair;
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
@@ -203,14 +203,16 @@ impl Gate {
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
+            job: affair.as_ref().is_some_and(Affair::creates),
             ..limits::request(holder, model, tier)
         };
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let purse = table.zip(voice.row).and_then(|(table, row)| Purse::of(table, row, holder));
-        let its = ticket::Request { key: holder.key, ..wanted };
-        let part = affair.as_ref().map_or(Ok(Part::default()), |affair| self.take_part(affair, &its));
-        let admitted = match part {
-            Ok(part) => self.admit(&wanted, ask, purse.as_ref()).await.map(|admitted| (admitted, part)),
+        let admitted = match affair.as_ref().map_or(Ok(None), |affair| self.take_part(affair, &wanted)) {
+            Ok(watch) => {
+                let admitted = self.admit(&wanted, ask, purse.as_ref()).await;
+                admitted.map(|(ticket, hold)| (ticket, hold, watch))
+            }
             Err(refusal) => Err(refusal),
         };
         let refused = match &admitted {
@@ -220,20 +222,20 @@ impl Gate {
             _ => None,
         };
         let quotas = self.shared.cell.with(|limiter, now| limiter.quotas(now, &wanted, refused));
-        let ((ticket, hold), (job, watch)) = match admitted {
+        let (mut ticket, hold, watch) = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.count(&refusal);
                 return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
             }
         };
-        let addressed = affair
-            .as_ref()
-            .zip(job.as_ref())
-            .and_then(|(affair, job)| self.with_address(affair, job, request.body()));
-        if let Some(addressed) = addressed {
-            *request.body_mut() = addressed;
-        }
+        let job = affair.as_ref().zip(watch.as_ref()).and_then(|(affair, watch)| {
+            let job = self.draft(affair, &wanted, watch, &mut ticket)?;
+            if let Some(body) = self.with_address(affair, &job, request.body()) {
+                *request.body_mut() = body;
+            }
+            Some(job)
+        });
         let most = output_most(table, model, ask);
         let guard = Guard::new(Arc::clone(&self.shared), ticket, hold, job, most);
         let errand = Errand { request, ask, model: ModelId::new(model), watch };

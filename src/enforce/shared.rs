@@ -70,8 +70,7 @@ impl Shared {
         set_wall(&cell, config.wall.now());
         let started = cell.now();
         let cell = Arc::new(cell);
-        let (desk, error) =
-            Desk::open(config.node.clone(), Arc::clone(&cell), config.hook.clone(), config.state.clone());
+        let (desk, error) = Desk::open(Arc::clone(&cell), config.hook.clone(), config.state.clone());
         if let Some(error) = error {
             count.store_errors();
             tracing::error!(%error, "the jobs of the former process are not known");

@@ -17,6 +17,7 @@ mod cli;
 mod edges;
 mod flood;
 mod follow;
+mod h2;
 mod jobs;
 mod openai;
 mod providers;

@@ -9,19 +9,16 @@ use tokio::task::spawn_blocking;
 
 use crate::bounds::JOBS_SWEEP_PAUSE;
 use crate::enforce::cell::Cell;
-use crate::enforce::client::entropy;
-use crate::enforce::jobs::counts::{self, Counts, Slot};
 use crate::enforce::jobs::draft::Draft;
 use crate::enforce::jobs::hook::Hook;
 use crate::enforce::jobs::kept;
 use crate::enforce::jobs::sight::{Sight, Told};
 use crate::enforce::jobs::table::{Nonce, Owner, Saved, Seen, Table};
-use crate::enforce::ticket::{Cap, KeyId, Refusal, RefusalReason, Request};
-use crate::unit::{Instant, NodeId, ProductId, unix_now};
+use crate::enforce::ticket::{JobSlot, KeyId, Request};
+use crate::unit::{Instant, ProductId, unix_now};
 use crate::wire::Jobs;
 
 pub struct Desk {
-    node: NodeId,
     cell: Arc<Cell>,
     books: Mutex<Books>,
     pub hook: Option<Hook>,
@@ -34,8 +31,7 @@ pub struct Desk {
 
 #[derive(Default)]
 struct Books {
-    table: Table<Slot>,
-    counts: Counts,
+    table: Table<JobSlot>,
     /// Of a former life; counted once there is a table that says in what.
     waiting: Vec<Saved>,
 }
@@ -46,7 +42,6 @@ impl Desk {
     /// # Errors
     /// The file of running jobs cannot be used; the desk then begins without them.
     pub fn open(
-        node: NodeId,
         cell: Arc<Cell>,
         hook: Option<Hook>,
         dir: Option<PathBuf>,
@@ -58,34 +53,26 @@ impl Desk {
         };
         let books = Mutex::new(Books { waiting, ..Books::default() });
         let (changed, ended, expired) = Default::default();
-        let desk = Desk { node, cell, books, hook, dir, changed, ended, expired };
+        let desk = Desk { cell, books, hook, dir, changed, ended, expired };
         desk.adopt();
         (Arc::new(desk), error)
     }
 
-    /// # Errors
-    /// A limit on jobs is reached, or the node knows too many; nothing is counted then.
+    /// No job more can be known here: none may be created.
+    pub fn is_full(&self) -> bool {
+        self.adopt();
+        self.with(|books, _| books.table.is_full())
+    }
+
+    /// A job that is about to be created; it has its slot.
     pub fn draft(
         self: &Arc<Desk>,
         product: &ProductId,
         jobs: &Jobs,
         wanted: &Request<'_>,
-    ) -> Result<Draft, Refusal> {
-        let no_table = || Refusal {
-            reason: RefusalReason::NoTable,
-            retry_after: JOBS_SWEEP_PAUSE,
-            active: 0,
-            never: false,
-        };
-        let held = self.cell.held().ok_or_else(no_table)?;
-        self.adopt();
-        let slot = self.with(|books, now| {
-            if books.table.is_full() {
-                let reason = RefusalReason::Capacity { cap: Cap::InFlight };
-                return Err(Refusal { reason, retry_after: JOBS_SWEEP_PAUSE, active: 0, never: false });
-            }
-            books.counts.take(counts::claims(&held, &self.node, now, wanted))
-        })?;
+        nonce: Nonce,
+        slot: JobSlot,
+    ) -> Draft {
         let owner = Owner {
             product: product.clone(),
             model: wanted.model.into(),
@@ -93,21 +80,19 @@ impl Desk {
             key: wanted.key,
             account: wanted.account,
         };
-        let nonce = u128::from(entropy()) << 64 | u128::from(entropy());
-        Ok(Draft::new(Arc::clone(self), slot, owner, Duration::from_millis(jobs.lease_ms), nonce))
+        Draft::new(Arc::clone(self), slot, owner, Duration::from_millis(jobs.lease_ms), nonce)
     }
 
-    pub(super) fn enter(&self, nonce: Nonce, owner: Owner, lease: Duration, slot: Slot) {
-        self.with(|books, now| {
-            if let Err(slot) = books.table.enter(now, nonce, owner, lease, slot) {
-                books.counts.give_back(slot);
-            }
-        });
+    pub(super) fn enter(&self, nonce: Nonce, owner: Owner, lease: Duration, slot: JobSlot) {
+        let entered = self.with(|books, now| books.table.enter(now, nonce, owner, lease, slot));
+        if let Err(slot) = entered {
+            self.give_back(slot);
+        }
         self.changed.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn give_back(&self, slot: Slot) {
-        self.with(|books, _| books.counts.give_back(slot));
+    pub(super) fn give_back(&self, slot: JobSlot) {
+        self.cell.with(|limiter, _| limiter.release_job(slot));
     }
 
     /// Whose job that is, if it is known here.
@@ -196,20 +181,22 @@ impl Desk {
 
     /// Counts the jobs of a former life as soon as a table says in what.
     fn adopt(&self) {
-        let Some(held) = self.cell.held() else { return };
+        if self.cell.held().is_none() {
+            return;
+        }
         self.with(|books, now| {
-            let Books { table, counts, waiting } = books;
+            let Books { table, waiting } = books;
             for saved in std::mem::take(waiting) {
                 table.restore(now, unix_ms(), &saved, |owner| {
                     let (model, tier) = (owner.model.as_str(), owner.tier.as_str());
                     let wanted = Request { account: owner.account, ..Request::new(model, tier, owner.key) };
-                    Some(counts.count(counts::claims(&held, &self.node, now, &wanted)))
+                    self.cell.with(|limiter, now| limiter.adopt_job(now, &Request { job: true, ..wanted }))
                 });
             }
         });
     }
 
-    fn end(&self, slots: impl IntoIterator<Item = Slot>, count: &AtomicU64) {
+    fn end(&self, slots: impl IntoIterator<Item = JobSlot>, count: &AtomicU64) {
         for slot in slots {
             count.fetch_add(1, Ordering::Relaxed);
             self.changed.store(true, Ordering::Relaxed);

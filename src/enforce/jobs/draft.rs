@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::enforce::jobs::counts::Slot;
 use crate::enforce::jobs::desk::Desk;
 use crate::enforce::jobs::table::{Nonce, Owner};
-use crate::enforce::ticket::Settlement;
+use crate::enforce::ticket::{JobSlot, Settlement};
 
 /// Given back when dropped, unless it was [kept](Draft::keep).
 pub struct Draft {
     desk: Arc<Desk>,
-    slot: Option<Slot>,
+    slot: Option<JobSlot>,
     owner: Owner,
     lease: Duration,
     nonce: Nonce,
@@ -20,7 +19,7 @@ pub struct Draft {
 // === impl Draft ===
 
 impl Draft {
-    pub(super) fn new(desk: Arc<Desk>, slot: Slot, owner: Owner, lease: Duration, nonce: Nonce) -> Draft {
+    pub(super) fn new(desk: Arc<Desk>, slot: JobSlot, owner: Owner, lease: Duration, nonce: Nonce) -> Draft {
         Draft { desk, slot: Some(slot), owner, lease, nonce }
     }
 

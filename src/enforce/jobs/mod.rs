@@ -1,8 +1,7 @@
 //! Jobs that outlive the request which made them: each holds a slot until its end is seen.
 //!
-//! [`table`] and [`counts`] decide and are pure; [`Desk`] is the shell around them.
+//! The limiter counts the slots; the table knows which job holds which. [`Desk`] is the shell around it.
 
-mod counts;
 mod desk;
 mod draft;
 mod hook;
