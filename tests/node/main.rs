@@ -13,6 +13,7 @@ mod accounts;
 mod answers;
 mod away;
 mod cli;
+mod clients;
 mod edges;
 mod flood;
 mod follow;
