@@ -17,7 +17,7 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::limiter::Limiter;
+use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
@@ -27,7 +27,7 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
-use crate::enforce::voice::{Quotas, Voice};
+use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::Row;
@@ -98,8 +98,7 @@ impl Gate {
     }
 
     fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
-        let quotas = |limiter: &mut Limiter, now| limiter.quotas(now, wanted.model, wanted.tier, wanted.key);
-        self.shared.cell.with(quotas)
+        self.shared.cell.with(|limiter, now| limiter.quotas(now, wanted, None))
     }
 
     /// How the holder stands with every model.
@@ -197,7 +196,7 @@ impl Gate {
                 }) => Some((*scope, *dimension)),
                 _ => None,
             };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
+            (verdict, limiter.quotas(now, &wanted, refused))
         });
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let ticket = match verdict {

@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::accounts::Holder;
+use crate::enforce::limiter::Quotas;
 use crate::enforce::render::{Meter, Moment, Standing, rfc3339, scope_word, whole_seconds};
 use crate::enforce::ticket::{self, Request};
-use crate::enforce::voice::{Quotas, Voice};
+use crate::enforce::voice::Voice;
 use crate::unit::{Limit, ModelId, ProductId, TierId};
 use crate::wire::dialect::Round;
 use crate::wire::{Budget, LimitTable, Row};
@@ -70,7 +71,7 @@ pub fn request<'a>(holder: &'a Holder, model: &'a str, tier: &'a TierId) -> Requ
         account: holder.facts.as_ref().and_then(|facts| Some(facts.overrides.as_ref()?.limits(model))),
     };
     let account = holder.account;
-    Request { account, overrides, ..Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key)) }
+    Request { account, overrides, ..Request::new(model, tier.as_str(), holder.key) }
 }
 
 /// Looks at every row of the holder's tier, each with `quotas`.

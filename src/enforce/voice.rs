@@ -5,7 +5,7 @@ use http::Response;
 
 use crate::enforce::accounts::Holder;
 use crate::enforce::answer::full;
-use crate::enforce::limiter::Quota;
+use crate::enforce::limiter::{Quota, Quotas};
 use crate::enforce::render::{self, Bound, Facts, Meter, Moment, Over, Standing};
 use crate::enforce::stream::Body;
 use crate::enforce::ticket::{Overrides, Refusal, RefusalReason, Request, Scope};
@@ -22,9 +22,6 @@ pub struct Voice<'a> {
     overrides: Overrides<'a>,
     pub row: Option<&'a Row>,
 }
-
-/// How a key stands, in the order in which limits are listed.
-pub type Quotas = [Option<Quota>; 3];
 
 // === impl Voice ===
 
@@ -143,7 +140,7 @@ impl<'a> Voice<'a> {
 
     fn over(
         &self,
-        _refusal: &Refusal,
+        refusal: &Refusal,
         scope: Scope,
         dimension: Dimension,
         limit: Limit,
@@ -158,7 +155,7 @@ impl<'a> Voice<'a> {
             bound: self.bound(scope, dimension, limit),
             limit,
             remaining: standing.map_or(0, |quota| quota.remaining),
-            active: limit,
+            active: refusal.active,
             asked: if dimension == Dimension::ImagesPerMinute { wanted.images } else { 0 },
         }
     }
