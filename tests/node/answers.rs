@@ -15,7 +15,7 @@ const TPM: Dimension = Dimension::TokensPerMinute;
 const IPM: Dimension = Dimension::ImagesPerMinute;
 
 /// The table of [`table`] as a product whose answers are a preset's.
-fn product(preset: &str, span: Span, limits: &[(Dimension, Entry)]) -> LimitTable {
+pub fn product(preset: &str, span: Span, limits: &[(Dimension, Entry)]) -> LimitTable {
     let mut table = table(1, limits);
     let answers = Dialect::preset(preset).unwrap();
     table.products.insert("p".into(), Product { span, answers, ..Product::default() });

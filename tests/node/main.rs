@@ -14,6 +14,7 @@ mod answers;
 mod away;
 mod budgets;
 mod cli;
+mod clients;
 mod edges;
 mod flood;
 mod follow;

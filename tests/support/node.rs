@@ -178,6 +178,9 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         "400" => return Ok(whole(StatusCode::BAD_REQUEST, &json!({"error": "no"}))),
         _ => {}
     }
+    if parts.uri.path() == "/v1/messages" {
+        return Ok(whole(StatusCode::OK, &message(&ask)));
+    }
     if ask["stream"] != json!(true) {
         let mut answer = json!({
             "id": "1", "object": "chat.completion", "created": 1, "model": ask["model"],
@@ -230,6 +233,15 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
     }
     Ok(response)
+}
+
+/// As Anthropic answers.
+fn message(ask: &Value) -> Value {
+    json!({
+        "id": "1", "type": "message", "role": "assistant", "model": ask["model"], "stop_reason": "end_turn",
+        "stop_sequence": null, "content": [{"type": "text", "text": "Hello there"}],
+        "usage": {"input_tokens": INPUT, "output_tokens": OUTPUT},
+    })
 }
 
 /// A stream's events, as they go over the wire.
