@@ -124,6 +124,6 @@ fn use_up(limiter: &mut Limiter, row: &Row, now: Instant) {
             }
             Verdict::Refused(refusal) => assert!(!refusal.retry_after.is_zero(), "{refusal:?}"),
         }
-        let _ = limiter.quotas_after(now, request.model, request.tier, request.key, None);
+        let _ = limiter.quotas(now, &request, None);
     }
 }

@@ -13,6 +13,7 @@ use crate::enforce::allowance::{Allowance, Portion};
 use crate::enforce::answer::{self, full};
 use crate::enforce::config::Secret;
 use crate::enforce::gateway::Gate;
+use crate::enforce::meters::place;
 use crate::enforce::metrics;
 use crate::enforce::node::Reload;
 use crate::enforce::shared::Shared;
@@ -114,19 +115,20 @@ fn in_force(shared: &Shared) -> Response<Body> {
         let Some(pool) = held.table.pools.get(&row.pool) else { continue };
         let portion = Portion::of(pool, &shared.node);
         for (dimension, entry) in &row.limits {
-            let part = |scope| match Allowance::of(&held, entry, scope, portion, now) {
-                allowance if *dimension == Dimension::Concurrency => {
-                    allowance.count().map(|count| count as f64)
-                }
-                allowance => allowance.rate().map(|micro| micro as f64 / f64::from(crate::unit::PPM)),
+            let part = |scope, limit| {
+                let allowance = Allowance::of(*dimension, limit, scope, portion)?;
+                Some(match place(*dimension) {
+                    Some(_) => allowance.rate as f64 / f64::from(crate::unit::PPM),
+                    None => allowance.count as f64,
+                })
             };
             effective.push(Effective {
                 model: &row.model,
                 tier: &row.tier,
                 share_ppm: portion.ppm(),
                 dimension: *dimension,
-                tier_limit: part(Scope::Tier),
-                key_limit: part(Scope::Key),
+                tier_limit: part(Scope::Tier, portion.tier_limit(&held, entry, now)),
+                key_limit: part(Scope::Key, entry.key_limit),
             });
         }
     }

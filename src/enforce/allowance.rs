@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use crate::enforce::bucket::Rate;
-use crate::enforce::ticket::Scope;
-use crate::unit::{Instant, Limit, PPM};
+use crate::enforce::bucket::{GRAINS, Rate};
+use crate::enforce::ticket::{Limits, Scope};
+use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::table::Share;
 use crate::wire::{Entry, Held, PoolEntry};
 
 /// A tier's bucket holds this much of its limit: long enough for a burst of arrivals, too short
 /// for a pool to queue behind it.
 pub const TIER_WINDOW: Duration = Duration::from_millis(1500);
-/// A key's bucket holds one minute: a fresh key at 60 rpm may send 60 at once.
-pub const KEY_WINDOW: Duration = Duration::from_secs(60);
+/// All other buckets hold one minute: a fresh key at 60 rpm may send 60 at once.
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// The node's part of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,22 +25,28 @@ pub struct Portion {
     listed: bool,
 }
 
-/// One limit of one scope as this node applies it.
-#[derive(Clone, Copy, Debug)]
-pub enum Allowance {
-    Unlimited,
-    /// The limit of all nodes together, and this node's part of it in micro-units.
-    Finite {
-        limit: u64,
-        micro: u128,
-    },
+/// One finite limit of one scope as this node applies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    pub dimension: Dimension,
+    /// Of all nodes together.
+    pub limit: u64,
+    /// What this node's part drains in a nanosecond; the largest there is stands for any larger.
+    pub rate: Rate,
+    /// What this node's part holds, grains.
+    pub depth: u128,
+    /// Things that may be held at once: rounded up, and at least one unless the limit is zero.
+    pub count: u64,
 }
 
 // === impl Portion ===
 
 impl Portion {
+    /// The only node there is.
+    pub const WHOLE: Portion = Portion { ppm: PPM, of_keys: PPM, listed: true };
+
     /// A share of zero counts as not listed: the reserve for such nodes covers it.
-    pub fn of(pool: &PoolEntry, node: &crate::unit::NodeId) -> Portion {
+    pub fn of(pool: &PoolEntry, node: &NodeId) -> Portion {
         match pool.share(node) {
             Share::Listed(ppm) if ppm > 0 => {
                 let listed = u64::from(PPM.saturating_sub(pool.unlisted_share)).max(1);
@@ -55,65 +61,55 @@ impl Portion {
     pub fn ppm(self) -> u32 {
         self.ppm
     }
+
+    /// A tier's limit in force `now`.
+    pub fn tier_limit(self, held: &Held, entry: &Entry, now: Instant) -> Limit {
+        self.part(entry, held.tier_limit(entry, now))
+    }
+
+    /// Of a tier's limit, what such a node goes by.
+    pub fn part(self, entry: &Entry, limit: Limit) -> Limit {
+        // A node without a share has only what is reserved for such nodes; steering may be below
+        // `safe` only where the table itself is.
+        if self.listed { limit } else { entry.safe.min(limit) }
+    }
 }
 
 // === impl Allowance ===
 
 impl Allowance {
-    pub fn of(held: &Held, entry: &Entry, scope: Scope, portion: Portion, now: Instant) -> Allowance {
-        let limit = match scope {
-            Scope::Tier if portion.listed => held.tier_limit(entry, now),
-            // A node without a share has only what is reserved for such nodes; steering may be
-            // below `safe` only where the table itself is.
-            Scope::Tier => entry.safe.min(held.tier_limit(entry, now)),
-            Scope::Account => entry.account_limit,
-            _ => entry.key_limit,
-        };
-        let Limit::Finite(limit) = limit else {
-            return Allowance::Unlimited;
-        };
+    /// `None` is unlimited.
+    pub fn of(dimension: Dimension, limit: Limit, scope: Scope, portion: Portion) -> Option<Allowance> {
+        let limit = limit.finite()?;
         let ppm = match scope {
             Scope::Key | Scope::Account => portion.of_keys,
             Scope::Tier | Scope::Model | Scope::Provider => portion.ppm,
         };
         let mut micro = u128::from(limit) * u128::from(ppm);
-        if scope == Scope::Key && limit > 0 {
+        if scope != Scope::Tier && limit > 0 {
             // A small key on a node with a small share still gets one unit a minute.
             micro = micro.max(u128::from(PPM));
         }
-        Allowance::Finite { limit, micro }
+        let window = if scope == Scope::Tier { TIER_WINDOW } else { MINUTE };
+        Some(Allowance {
+            dimension,
+            limit,
+            rate: Rate::try_from(micro).unwrap_or(Rate::MAX),
+            depth: micro.saturating_mul(window.as_nanos()),
+            count: u64::try_from(micro.div_ceil(u128::from(PPM))).unwrap_or(u64::MAX),
+        })
     }
 
-    /// As a drain rate; `None` is unlimited.
-    pub fn rate(self) -> Option<Rate> {
-        match self {
-            Allowance::Unlimited => None,
-            Allowance::Finite { micro, .. } => Some(micro),
-        }
+    /// The finite ones of some limits.
+    pub fn all(limits: &Limits, scope: Scope, portion: Portion) -> Box<[Allowance]> {
+        let finite =
+            limits.iter().filter_map(|(dimension, limit)| Allowance::of(*dimension, *limit, scope, portion));
+        finite.collect()
     }
 
-    /// As a count of things held at once: rounded up, and at least one unless the limit is zero.
-    pub fn count(self) -> Option<u64> {
-        match self {
-            Allowance::Unlimited => None,
-            Allowance::Finite { micro, .. } => {
-                Some(u64::try_from(micro.div_ceil(u128::from(PPM))).unwrap_or(u64::MAX))
-            }
-        }
-    }
-
-    pub fn limit(self) -> Limit {
-        match self {
-            Allowance::Unlimited => Limit::Unlimited,
-            Allowance::Finite { limit, .. } => Limit::Finite(limit),
-        }
-    }
-}
-
-pub fn window(scope: Scope) -> Duration {
-    match scope {
-        Scope::Tier => TIER_WINDOW,
-        _ => KEY_WINDOW,
+    /// Whole units that fit one minute.
+    pub fn minute(&self) -> u64 {
+        u64::try_from(self.depth / GRAINS).unwrap_or(u64::MAX)
     }
 }
 
@@ -122,7 +118,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::unit::{NodeId, WorkUnit};
+    use crate::unit::WorkUnit;
 
     /// What is kept for nodes that have not reported is the tier's: the only node there is admits a
     /// key's 10,000 requests, not 9,900, and two nodes together no more than that.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use serde::Serialize;
 
 use crate::enforce::stream::Body;
 
@@ -36,8 +37,14 @@ pub fn unknown_path() -> Response<Body> {
 pub fn models<'a>(names: impl Iterator<Item = &'a str>) -> Response<Body> {
     let model =
         |name| serde_json::json!({"id": name, "object": "model", "created": 0, "owned_by": "tidegate"});
-    let list = serde_json::json!({"object": "list", "data": names.map(model).collect::<Vec<_>>()});
-    let mut response = Response::new(full(Bytes::from(list.to_string())));
+    json(&serde_json::json!({"object": "list", "data": names.map(model).collect::<Vec<_>>()}))
+}
+
+pub fn json(shown: &impl Serialize) -> Response<Body> {
+    let Ok(bytes) = serde_json::to_vec(shown) else {
+        return error(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal", "cannot be shown");
+    };
+    let mut response = Response::new(full(Bytes::from(bytes)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

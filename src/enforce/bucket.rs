@@ -6,13 +6,14 @@
 
 use std::time::Duration;
 
+use crate::enforce::allowance::Allowance;
 use crate::unit::{Instant, PPM};
 
 /// Grains of one unit of cost: nanoseconds per minute times parts per million.
-const GRAINS: u128 = 60_000_000_000 * PPM as u128;
+pub const GRAINS: u128 = 60_000_000_000 * PPM as u128;
 
 /// Micro-units per minute.
-pub type Rate = u128;
+pub type Rate = u64;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
@@ -36,23 +37,6 @@ impl Bucket {
         self.rate = rate;
     }
 
-    /// How long until `cost` fits into `window` worth of `rate`; `None` when it does now, and
-    /// `Some(None)` when no wait will do because the rate is zero.
-    ///
-    /// A cost above the whole depth needs a full bucket, so that it can pass at all.
-    pub fn wait(&self, now: Instant, rate: Rate, cost: u64, window: Duration) -> Option<Option<Duration>> {
-        if rate == 0 {
-            return Some(None);
-        }
-        let depth = rate.saturating_mul(window.as_nanos());
-        let need = grains(cost).min(depth);
-        let missing = self.used_at(now, rate).saturating_add(need).saturating_sub(depth);
-        if missing == 0 {
-            return None;
-        }
-        Some(Some(nanos(missing.div_ceil(rate))))
-    }
-
     pub fn charge(&mut self, cost: u64) {
         self.used = self.used.saturating_add(grains(cost));
     }
@@ -60,68 +44,94 @@ impl Bucket {
     /// Replaces a reservation by what was really used. More leaves a debt; a refund never fills
     /// the bucket above full.
     pub fn correct(&mut self, reserved: u64, actual: u64) {
-        self.used = self.used.saturating_add(grains(actual)).saturating_sub(grains(reserved));
+        self.used = corrected(self.used, reserved, actual);
     }
 
-    /// Whole units left in `window` worth of `rate`, and the time until it is full again.
-    pub fn remaining(&self, now: Instant, rate: Rate, window: Duration) -> (u64, Duration) {
-        let used = self.used_at(now, rate);
-        let left = rate.saturating_mul(window.as_nanos()).saturating_sub(used) / GRAINS;
-        let full_in = if rate == 0 { 0 } else { used.div_ceil(rate) };
-        (u64::try_from(left).unwrap_or(u64::MAX), nanos(full_in))
-    }
-
-    pub fn is_full(&self, now: Instant, rate: Rate) -> bool {
-        self.used_at(now, rate) == 0
-    }
-
-    fn used_at(&self, now: Instant, rate: Rate) -> u128 {
-        let elapsed = now.since(self.at).as_nanos();
-        self.used.saturating_sub(rate.min(self.rate).saturating_mul(elapsed))
+    pub fn used_at(&self, now: Instant, rate: Rate) -> u128 {
+        self.used.saturating_sub(drained(rate.min(self.rate), now, self.at))
     }
 }
 
-fn grains(cost: u64) -> u128 {
+// === impl Allowance ===
+
+impl Allowance {
+    /// How long until `cost` fits beside what is used; `None` when it does now. Of a limit that is
+    /// not zero.
+    ///
+    /// A cost above the whole depth needs a full bucket, so that it can pass at all.
+    pub fn shortfall(&self, used: u128, cost: u64) -> Option<Duration> {
+        let need = grains(cost).min(self.depth);
+        let missing = used.saturating_add(need).saturating_sub(self.depth);
+        if missing == 0 {
+            return None;
+        }
+        Some(nanos(missing.div_ceil(u128::from(self.rate.max(1)))))
+    }
+
+    /// Whole units left, and the time until all are free again.
+    pub fn remaining(&self, used: u128) -> (u64, Duration) {
+        let left = self.depth.saturating_sub(used) / GRAINS;
+        let full_in = if self.rate == 0 { 0 } else { used.div_ceil(u128::from(self.rate)) };
+        (u64::try_from(left).unwrap_or(u64::MAX), nanos(full_in))
+    }
+}
+
+pub fn grains(cost: u64) -> u128 {
     u128::from(cost) * GRAINS
 }
 
-fn nanos(count: u128) -> Duration {
+/// What a rate drains between two instants; cannot overflow.
+pub fn drained(rate: Rate, now: Instant, since: Instant) -> u128 {
+    u128::from(rate) * u128::from(now.0.saturating_sub(since.0))
+}
+
+pub fn corrected(used: u128, reserved: u64, actual: u64) -> u128 {
+    used.saturating_add(grains(actual)).saturating_sub(grains(reserved))
+}
+
+pub fn nanos(count: u128) -> Duration {
     Duration::from_nanos(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enforce::allowance::Portion;
+    use crate::enforce::ticket::Scope;
+    use crate::unit::{Dimension, Limit};
 
     const MINUTE: Duration = Duration::from_secs(60);
-    const fn per_minute(limit: u128) -> Rate {
-        limit * PPM as u128
+
+    fn per_minute(limit: u64) -> Allowance {
+        let limit = Limit::Finite(limit);
+        Allowance::of(Dimension::RequestsPerMinute, limit, Scope::Key, Portion::WHOLE).unwrap()
     }
 
     #[test]
     fn the_promised_wait_is_exact_to_the_nanosecond() {
         let mut bucket = Bucket::default();
-        let rate = per_minute(7);
+        let seven = per_minute(7);
+        let wait = |bucket: &Bucket, now| seven.shortfall(bucket.used_at(now, seven.rate), 1);
         for _ in 0..7 {
-            assert_eq!(bucket.wait(Instant(5), rate, 1, MINUTE), None);
-            bucket.touch(Instant(5), rate);
+            assert_eq!(wait(&bucket, Instant(5)), None);
+            bucket.touch(Instant(5), seven.rate);
             bucket.charge(1);
         }
-        let wait = bucket.wait(Instant(5), rate, 1, MINUTE).unwrap().unwrap();
-        let early = Instant(5) + (wait - Duration::from_nanos(1));
-        assert!(bucket.wait(early, rate, 1, MINUTE).is_some());
-        assert_eq!(bucket.wait(Instant(5) + wait, rate, 1, MINUTE), None);
+        let promised = wait(&bucket, Instant(5)).unwrap();
+        assert!(wait(&bucket, Instant(5) + (promised - Duration::from_nanos(1))).is_some());
+        assert_eq!(wait(&bucket, Instant(5) + promised), None);
     }
 
     #[test]
     fn a_raise_does_not_reach_back() {
         let mut bucket = Bucket::default();
-        bucket.touch(Instant::ZERO, per_minute(60));
+        bucket.touch(Instant::ZERO, per_minute(60).rate);
         bucket.charge(60);
         // One minute at 60 drains 60 units; had the raise reached back, far more debt would fit.
         bucket.charge(60);
-        bucket.touch(Instant::ZERO + MINUTE, per_minute(6_000));
-        assert_eq!(bucket.remaining(Instant::ZERO + MINUTE, per_minute(6_000), MINUTE).0, 5_940);
+        let raised = per_minute(6_000);
+        bucket.touch(Instant::ZERO + MINUTE, raised.rate);
+        assert_eq!(raised.remaining(bucket.used_at(Instant::ZERO + MINUTE, raised.rate)).0, 5_940);
     }
 
     #[test]
@@ -131,7 +141,10 @@ mod tests {
             bucket.charge(u64::MAX);
         }
         bucket.correct(1, u64::MAX);
-        assert!(bucket.wait(Instant(u64::MAX), 1, u64::MAX, MINUTE).is_some());
-        assert_eq!(bucket.remaining(Instant(1), u128::MAX, MINUTE).0, u64::MAX);
+        let one = per_minute(1);
+        assert!(one.shortfall(bucket.used_at(Instant(u64::MAX), one.rate), u64::MAX).is_some());
+        let most = per_minute(u64::MAX);
+        assert_eq!(most.remaining(0).0, u64::MAX);
+        assert!(most.shortfall(u128::MAX, 1) > Some(Duration::from_secs(1 << 34)));
     }
 }

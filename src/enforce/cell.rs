@@ -1,19 +1,14 @@
-//! The limiter behind its one lock, and the table in force for whoever only reads it.
-//!
-//! The lock is held for one pure call and never across an await or a system call.
+//! The limiter together with the clock it is asked by.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-use arc_swap::ArcSwapOption;
 
 use crate::enforce::limiter::Limiter;
 use crate::unit::{Clock, Instant};
 use crate::wire::{Held, LimitTable, Offer, TableError};
 
 pub struct Cell {
-    limiter: Mutex<Limiter>,
-    held: ArcSwapOption<Held>,
+    limiter: Limiter,
     clock: Box<dyn Clock>,
 }
 
@@ -21,25 +16,21 @@ pub struct Cell {
 
 impl Cell {
     pub fn new(limiter: Limiter, clock: Box<dyn Clock>) -> Cell {
-        let held = ArcSwapOption::new(limiter.held().cloned().map(Arc::new));
-        Cell { limiter: Mutex::new(limiter), held, clock }
+        Cell { limiter, clock }
     }
 
     pub fn now(&self) -> Instant {
         self.clock.now()
     }
 
-    /// The table in force, without the lock.
+    /// The table in force; takes no lock.
     pub fn held(&self) -> Option<Arc<Held>> {
-        self.held.load_full()
+        self.limiter.held()
     }
 
-    /// One pure call under the lock.
-    pub fn with<R>(&self, call: impl FnOnce(&mut Limiter, Instant) -> R) -> R {
-        // A panic inside a pure call cannot leave a lock that must stop all traffic for good.
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        call(&mut limiter, now)
+    /// One call of the limiter, at the clock's time.
+    pub fn with<R>(&self, call: impl FnOnce(&Limiter, Instant) -> R) -> R {
+        call(&self.limiter, self.clock.now())
     }
 
     /// # Errors
@@ -53,20 +44,12 @@ impl Cell {
     /// # Errors
     /// As [`Limiter::offer`]; what is held stays in force.
     pub fn offer_aged(&self, table: LimitTable, age: Duration) -> Result<Offer, TableError> {
-        self.with(|limiter, now| {
-            let offer = limiter.offer(table, now - age)?;
-            self.held.store(limiter.held().cloned().map(Arc::new));
-            Ok(offer)
-        })
+        self.with(|limiter, now| limiter.offer(table, now - age))
     }
 
     /// # Errors
     /// As [`Limiter::restore_aged`].
     pub fn restore(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
-        self.with(|limiter, now| {
-            limiter.restore_aged(table, age, now)?;
-            self.held.store(limiter.held().cloned().map(Arc::new));
-            Ok(())
-        })
+        self.with(|limiter, now| limiter.restore_aged(table, age, now))
     }
 }

@@ -17,6 +17,8 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::limiter::Quotas;
+use crate::enforce::limits;
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
@@ -25,7 +27,7 @@ use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
 use crate::enforce::upstream::Routing;
-use crate::enforce::voice::{Quotas, Voice};
+use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
 use crate::wire::Row;
@@ -50,6 +52,8 @@ pub struct Gate {
 /// and a model's name in a body is no key to them.
 const API: &str = "/v1/";
 const MODELS: &str = "/v1/models";
+/// Where a tenant asks how it stands.
+const LIMITS: &str = "/v1/limits";
 
 // === impl Gate ===
 
@@ -60,40 +64,51 @@ impl Gate {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
         }
-        let moment = moment();
-        let held = self.shared.cell.held();
-        let table = held.as_ref().map(|held| &*held.table);
         let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
-            let mut response = Voice::of_nobody(table).say(Kind::Unauthorized, "", moment);
-            let scheme = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            let response = self.unauthorized();
             let through =
                 self.puts_up_with(&request) && (!unread || intake::discard(request.into_body()).await);
             return if through { response } else { closing(response) };
         };
         match self.proceed(request, &holder).await {
             Ok(response) => response,
-            // Refused before its model was known: what is known of the key is said all the same.
-            Err(mut response) => {
-                let voice = Voice::of_holder(table, &holder);
-                let quotas = self.quotas(&voice, &holder);
-                voice.mark(&mut response, &quotas, None, moment);
-                response
-            }
+            // Answered before its model was known: what is known of the key is shown all the same.
+            Err(response) => self.marked(response, &holder),
         }
     }
 
-    /// How a key stands where no model was named.
-    fn quotas(&self, voice: &Voice<'_>, holder: &Holder) -> Quotas {
-        let Some(row) = voice.row else { return Quotas::default() };
-        let (model, tier) = (row.model.as_str(), row.tier.as_str());
-        self.shared
-            .cell
-            .with(|limiter, now| limiter.quotas(now, model, tier, holder.account.unwrap_or(holder.key)))
+    /// The same bytes for every way of not being known.
+    fn unauthorized(&self) -> Response<Body> {
+        let held = self.shared.cell.held();
+        let voice = Voice::of_nobody(held.as_ref().map(|held| &*held.table));
+        let mut response = voice.say(Kind::Unauthorized, "", moment());
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
     }
 
-    /// An answer that shows how the key stands, or one that still has to.
+    fn marked(&self, mut response: Response<Body>, holder: &Holder) -> Response<Body> {
+        let (held, moment) = (self.shared.cell.held(), moment());
+        let voice = Voice::of_holder(held.as_ref().map(|held| &*held.table), holder);
+        let quotas = voice.row.map_or_else(Quotas::default, |row| {
+            self.quotas(&limits::request(holder, row.model.as_str(), &row.tier))
+        });
+        voice.mark(&mut response, &quotas, None, moment);
+        response
+    }
+
+    fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
+        self.shared.cell.with(|limiter, now| limiter.quotas(now, wanted, None))
+    }
+
+    /// How the holder stands with every model.
+    fn limits(&self, holder: &Holder) -> Response<Body> {
+        let Some(held) = self.shared.cell.held() else { return answer::no_limits() };
+        let standings = limits::standings(&held.table, holder, moment(), |wanted| self.quotas(wanted));
+        answer::json(&standings)
+    }
+
+    /// `Err`: an answer that still has to show how the key stands.
     async fn proceed(
         &self,
         request: Request<Incoming>,
@@ -142,44 +157,36 @@ impl Gate {
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
             return Err(self.models(&routing, holder));
         }
+        if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
+            return Err(self.limits(holder));
+        }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
             self.shared.count.bad_requests();
             return Err(answer::unknown_path());
         }
-        let moment = moment();
-        let held = self.shared.cell.held();
+        let (held, moment) = (self.shared.cell.held(), moment());
         let table = held.as_ref().map(|held| &*held.table);
+        let unknown = |model| {
+            self.shared.count.unknown_models();
+            Voice::of_holder(table, holder).say(Kind::UnknownModel, model, moment)
+        };
         let found = ask.model.as_deref().or(routed);
         let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
-            self.shared.count.unknown_models();
-            let voice = Voice::of_holder(table, holder);
-            return Err(voice.say(Kind::UnknownModel, found.unwrap_or_default(), moment));
+            return Err(unknown(found.unwrap_or_default()));
         };
         let product = table.and_then(|table| table.product_of(model));
-        let tier = match holder.tier(product) {
-            Ok(tier) => tier,
-            Err(NoTier::BelowMinimum) => {
-                return Err(Voice::of_model(table, model).say(Kind::Recharge, model, moment));
-            }
-            Err(NoTier::Unknown) => {
-                self.shared.count.unknown_models();
-                return Err(Voice::of_model(table, model).say(Kind::UnknownModel, model, moment));
-            }
-        };
-        let overrides = ticket::Overrides {
-            key: holder.overrides.as_ref().map(|own| own.limits(model)),
-            account: holder.facts.as_ref().and_then(|facts| Some(facts.overrides.as_ref()?.limits(model))),
-        };
+        let tier = holder.tier(product).map_err(|none| match none {
+            NoTier::BelowMinimum => Voice::of_product(table, product).say(Kind::Recharge, model, moment),
+            NoTier::Unknown => unknown(model),
+        })?;
         let wanted = ticket::Request {
-            account: holder.account,
-            overrides,
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
-            ..ticket::Request::new(model, tier.as_str(), holder.account.unwrap_or(holder.key))
+            ..limits::request(holder, model, tier)
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
@@ -189,15 +196,14 @@ impl Gate {
                 }) => Some((*scope, *dimension)),
                 _ => None,
             };
-            (verdict, limiter.quotas_after(now, wanted.model, wanted.tier, wanted.key, refused))
+            (verdict, limiter.quotas(now, &wanted, refused))
         });
-        let voice = Voice::of(table, model, wanted.tier);
+        let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
             Verdict::Refused(refusal) => {
                 self.count(&refusal);
-                let refused = voice.refuse(&refusal, &wanted, &quotas, moment);
-                return refused.ok_or_else(answer::no_limits);
+                return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
             }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);

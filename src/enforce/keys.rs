@@ -1,64 +1,90 @@
-//! Counters of keys, in bounded memory.
+//! Counters of keys and accounts, in bounded memory.
 //!
-//! Only a key whose buckets are full and that has nothing in flight may be forgotten: forgetting
-//! any other would refill it. When no such key is found, new keys share one overflow state. Who
-//! leaves it takes along what it has used, and all requests it still has in flight there.
+//! Only one whose rates are free and that has nothing in flight may be forgotten: forgetting any
+//! other would refill it. When none is found, new ones share one overflow state. Who leaves it
+//! takes along what it has used, and all requests it still has in flight there.
 
 use std::collections::BTreeMap;
 
+use hashbrown::HashTable;
+
 use crate::bounds::SWEEP_MAX;
-use crate::enforce::bucket::Bucket;
+use crate::enforce::slot::{Slot, View};
 use crate::enforce::ticket::{KeyId, KeySlot};
 
-#[expect(clippy::disallowed_types, reason = "looked up only, never iterated; one lookup a request")]
-use std::collections::HashMap;
-
-#[derive(Clone, Debug, Default)]
-pub struct KeyState {
-    /// In the order of [`RATES`](crate::enforce::ticket::RATES).
-    pub buckets: [Bucket; 3],
-    pub in_flight: u64,
-    /// The row of the last request: its limits say whether the buckets are full.
-    pub row: usize,
+/// Whose counters: a key or an account, in what they span (one model, or all of a product).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub tag: u128,
+    pub span: u32,
+    pub account: bool,
 }
 
-/// A key's counters are kept per model, across tiers: a changed tier keeps what was used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyName {
-    pub key: KeyId,
-    pub model: usize,
-}
-
+/// One shard's keys.
 #[derive(Debug)]
-#[expect(clippy::disallowed_types, reason = "looked up only, never iterated")]
 pub struct Keys {
     max: usize,
-    index: HashMap<KeyName, usize>,
-    slots: Vec<(KeyName, KeyState)>,
-    /// One per model.
-    overflow: Vec<KeyState>,
-    /// Requests in flight of keys without a slot; as many entries as such requests at most.
-    spilled: BTreeMap<KeyName, u64>,
+    index: HashTable<u32>,
+    slots: Vec<Slot>,
+    /// By span; of keys, and of accounts.
+    overflow: BTreeMap<(u32, bool), Slot>,
+    /// Requests and jobs of those without a slot; as many entries as such requests at most.
+    spilled: BTreeMap<u128, (u32, u32)>,
     hand: usize,
+    unused: Slot,
 }
 
 /// A place for a key, not taken yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    Taken(KeySlot),
+    Own(u32),
     /// The next slot at the end.
     Append,
     /// The slot of a key that may be forgotten.
-    Replace(usize),
+    Replace(u32),
+    Overflow,
+}
+
+/// An odd number without a pattern, to spread bits with.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+const SPREAD_MORE: u64 = 0xd6e8_feb8_6659_fd93;
+
+// === impl Name ===
+
+impl Name {
+    pub fn new(key: &KeyId, span: u32, account: bool) -> Name {
+        let salt = ((u64::from(span) << 1) | u64::from(account)).wrapping_add(1).wrapping_mul(SPREAD);
+        let salt = (u128::from(salt) << 64) | u128::from(salt.rotate_left(29).wrapping_mul(SPREAD_MORE));
+        Name { tag: identity(key).wrapping_add(salt), span, account }
+    }
+}
+
+/// The part of an id that tells keys apart.
+pub fn identity(key: &KeyId) -> u128 {
+    key.first_chunk().map_or(0, |half| u128::from_le_bytes(*half))
+}
+
+/// Spreads what may have a pattern over all bits.
+pub fn spread(tag: u128) -> u64 {
+    let product = u128::from(tag as u64 ^ SPREAD) * u128::from((tag >> 64) as u64 ^ SPREAD_MORE);
+    let folded = product as u64 ^ (product >> 64) as u64;
+    (folded ^ (folded >> 32)).wrapping_mul(SPREAD)
 }
 
 // === impl Keys ===
 
 impl Keys {
+    /// All memory it will ever need for its slots, untouched until they are used.
     pub fn new(max: usize) -> Keys {
-        #[expect(clippy::disallowed_types, reason = "looked up only, never iterated")]
-        let index = HashMap::new();
-        Keys { max, index, slots: Vec::new(), overflow: Vec::new(), spilled: BTreeMap::new(), hand: 0 }
+        Keys {
+            max,
+            index: HashTable::with_capacity(max),
+            slots: Vec::with_capacity(max),
+            overflow: BTreeMap::new(),
+            spilled: BTreeMap::new(),
+            hand: 0,
+            unused: Slot::default(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -71,110 +97,150 @@ impl Keys {
         self.spilled.len()
     }
 
-    pub fn state(&self, slot: KeySlot) -> Option<&KeyState> {
+    pub fn find(&self, tag: u128) -> Option<u32> {
+        let is_it = |at: &u32| self.slots.get(*at as usize).is_some_and(|slot| slot.tag == tag);
+        self.index.find(spread(tag), is_it).copied()
+    }
+
+    pub fn state_mut(&mut self, slot: KeySlot) -> Option<&mut Slot> {
         match slot {
-            KeySlot::Own(at) => self.slots.get(at).map(|(_, state)| state),
-            KeySlot::Overflow(name) => self.overflow.get(name.model),
+            KeySlot::Own(at) => self.slots.get_mut(at as usize),
+            KeySlot::Overflow(name) => self.overflow.get_mut(&(name.span, name.account)),
         }
     }
 
-    pub fn state_mut(&mut self, slot: KeySlot) -> Option<&mut KeyState> {
-        match slot {
-            KeySlot::Own(at) => self.slots.get_mut(at).map(|(_, state)| state),
-            KeySlot::Overflow(name) => self.overflow.get_mut(name.model),
+    /// Where the key is, or could be, besides the place that the same request takes already.
+    pub fn place(&mut self, name: &Name, besides: Option<Place>, view: &View<'_>) -> Place {
+        if let Some(at) = self.find(name.tag) {
+            return Place::Own(at);
         }
-    }
-
-    pub fn find(&self, name: &KeyName) -> Option<KeySlot> {
-        self.index.get(name).map(|at| KeySlot::Own(*at))
-    }
-
-    /// Where the key is, or could be. `idle` says that a state may be forgotten.
-    pub fn place(&mut self, name: &KeyName, idle: impl Fn(&KeyState) -> bool) -> Place {
-        if let Some(slot) = self.find(name) {
-            return Place::Taken(slot);
-        }
-        while self.overflow.len() <= name.model {
-            self.overflow.push(KeyState::default());
-        }
-        if self.slots.len() < self.max {
+        let appended = usize::from(besides == Some(Place::Append));
+        if self.slots.len() + appended < self.max {
             return Place::Append;
         }
         for _ in 0..SWEEP_MAX.min(self.slots.len()) {
             let at = self.hand;
             self.hand = (self.hand + 1) % self.slots.len().max(1);
-            if self.slots.get(at).is_some_and(|(_, state)| state.in_flight == 0 && idle(state)) {
-                return Place::Replace(at);
+            let place = u32::try_from(at).unwrap_or(u32::MAX);
+            let taken = matches!(besides, Some(Place::Own(at) | Place::Replace(at)) if at == place);
+            if !taken && self.slots.get(at).is_some_and(|slot| slot.is_idle(view)) {
+                return Place::Replace(place);
             }
         }
-        Place::Taken(KeySlot::Overflow(*name))
+        Place::Overflow
     }
 
-    /// What the key is tested against: a new one starts with what its model's overflow has used,
-    /// since it may have been one of those.
-    pub fn view(&mut self, place: Place, model: usize) -> Option<&mut KeyState> {
-        match place {
-            Place::Taken(slot) => self.state_mut(slot),
-            Place::Append | Place::Replace(_) => self.overflow.get_mut(model),
-        }
-    }
-
-    /// In flight under the key itself, or under all keys of the overflow it is in.
-    pub fn in_flight(&self, name: &KeyName, place: Place) -> u64 {
-        match place {
-            Place::Taken(slot) => self.state(slot).map_or(0, |state| state.in_flight),
-            Place::Append | Place::Replace(_) => self.spilled.get(name).copied().unwrap_or(0),
-        }
-    }
-
-    /// The key's place is its own from here on, and holds one request more than before.
-    pub fn take(&mut self, name: KeyName, place: Place) -> KeySlot {
+    /// What the key is tested against, with its requests and jobs: a new one starts with what the
+    /// overflow of its span has used, since it may have been one of those.
+    pub fn state(&self, name: &Name, place: Place) -> (&Slot, (u32, u32)) {
+        let own = |at: u32| self.slots.get(at as usize);
+        let shared = self.overflow.get(&(name.span, name.account));
         let slot = match place {
-            Place::Taken(slot) => slot,
+            Place::Own(at) => own(at),
+            _ => shared,
+        };
+        let slot = slot.unwrap_or(&self.unused);
+        match place {
+            Place::Own(_) | Place::Overflow => (slot, (slot.active, slot.jobs)),
+            Place::Append | Place::Replace(_) => (slot, self.spilled(name.tag)),
+        }
+    }
+
+    /// The state of a key that has one of its own, or one that has used nothing.
+    pub fn known(&self, name: &Name) -> (&Slot, (u32, u32)) {
+        let own = self.find(name.tag).and_then(|at| self.slots.get(at as usize));
+        let slot = own.unwrap_or(&self.unused);
+        (slot, (slot.active, slot.jobs))
+    }
+
+    fn spilled(&self, tag: u128) -> (u32, u32) {
+        if self.spilled.is_empty() { (0, 0) } else { self.spilled.get(&tag).copied().unwrap_or_default() }
+    }
+
+    /// The key's place is its own from here on.
+    pub fn take(&mut self, name: Name, place: Place) -> KeySlot {
+        match place {
+            Place::Own(at) => KeySlot::Own(at),
             Place::Append => {
-                let fresh = self.fresh(&name);
-                self.index.insert(name, self.slots.len());
-                self.slots.push((name, fresh));
-                KeySlot::Own(self.slots.len() - 1)
+                let at = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+                self.slots.push(self.fresh(&name));
+                self.enter(name.tag, at);
+                KeySlot::Own(at)
             }
             Place::Replace(at) => {
                 let fresh = self.fresh(&name);
-                if let Some(slot) = self.slots.get_mut(at) {
-                    self.index.remove(&slot.0);
-                    *slot = (name, fresh);
-                    self.index.insert(name, at);
+                if let Some(slot) = self.slots.get_mut(at as usize) {
+                    let old = std::mem::replace(slot, fresh);
+                    if let Ok(entry) = self.index.find_entry(spread(old.tag), |known| *known == at) {
+                        entry.remove();
+                    }
+                    self.enter(name.tag, at);
                 }
                 KeySlot::Own(at)
             }
-        };
-        if let KeySlot::Overflow(name) = slot {
-            let count = self.spilled.entry(name).or_default();
-            *count = count.saturating_add(1);
+            Place::Overflow => {
+                let shared = self.overflow.entry((name.span, name.account));
+                shared.or_insert_with(|| Slot::new(0, name.account));
+                KeySlot::Overflow(name)
+            }
         }
-        slot
     }
 
-    /// Ends one request of a place. A key that left the overflow meanwhile took the request along,
-    /// so that its end counts for both.
-    pub fn release(&mut self, slot: KeySlot, mut end: impl FnMut(&mut KeyState)) {
+    fn enter(&mut self, tag: u128, at: u32) {
+        let Keys { index, slots, .. } = self;
+        let hash = |at: &u32| slots.get(*at as usize).map_or(0, |slot| spread(slot.tag));
+        index.insert_unique(spread(tag), at, hash);
+    }
+
+    /// Adds one request, job or both to a place.
+    pub fn hold(&mut self, slot: KeySlot, request: bool, job: bool) {
+        let add = |active: &mut u32, jobs: &mut u32| {
+            *active = active.saturating_add(u32::from(request));
+            *jobs = jobs.saturating_add(u32::from(job));
+        };
         if let Some(state) = self.state_mut(slot) {
+            add(&mut state.active, &mut state.jobs);
+        }
+        if let KeySlot::Overflow(name) = slot
+            && (request || job)
+        {
+            let (active, jobs) = self.spilled.entry(name.tag).or_default();
+            add(active, jobs);
+        }
+    }
+
+    /// Ends a request, a job or both of a place, and corrects what they used. A key that left the
+    /// overflow meanwhile took them along, so that their end counts for both.
+    pub fn release(&mut self, slot: KeySlot, request: bool, job: bool, mut end: impl FnMut(&mut Slot)) {
+        let less = |active: &mut u32, jobs: &mut u32| {
+            *active = active.saturating_sub(u32::from(request));
+            *jobs = jobs.saturating_sub(u32::from(job));
+        };
+        if let Some(state) = self.state_mut(slot) {
+            less(&mut state.active, &mut state.jobs);
             end(state);
         }
         let KeySlot::Overflow(name) = slot else { return };
-        if let Some(count) = self.spilled.get_mut(&name) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.spilled.remove(&name);
+        if let Some((active, jobs)) = self.spilled.get_mut(&name.tag) {
+            less(active, jobs);
+            if (*active, *jobs) == (0, 0) {
+                self.spilled.remove(&name.tag);
             }
         }
-        if let Some(state) = self.find(&name).and_then(|own| self.state_mut(own)) {
+        if let Some(own) = self.find(name.tag)
+            && let Some(state) = self.slots.get_mut(own as usize)
+        {
+            less(&mut state.active, &mut state.jobs);
             end(state);
         }
     }
 
     /// What a key starts with: it may have been in the overflow.
-    fn fresh(&self, name: &KeyName) -> KeyState {
-        let buckets = self.overflow.get(name.model).map(|state| state.buckets).unwrap_or_default();
-        KeyState { buckets, in_flight: self.spilled.get(name).copied().unwrap_or(0), row: 0 }
+    fn fresh(&self, name: &Name) -> Slot {
+        let shared = self.overflow.get(&(name.span, name.account)).cloned();
+        let mut slot = shared.unwrap_or_else(|| Slot::new(0, name.account));
+        slot.tag = name.tag;
+        (slot.active, slot.jobs) = self.spilled(name.tag);
+        slot
     }
 }

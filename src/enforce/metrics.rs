@@ -82,7 +82,7 @@ const NODE: Family<1> =
     Family::gauge("tidegate_enforce_node_info", "The name that shares are given to.", ["node"]);
 const REQUESTS: Family<4> = Family::counter(
     "tidegate_enforce_requests_total",
-    "Requests by verdict: admitted, refused_limit (429), refused_capacity (503).",
+    "Requests by verdict: admitted, refused_limit (429), refused_capacity (503, or as the dialect has it).",
     ["pool", "model", "tier", "verdict"],
 );
 const WORK: Family<4> = Family::counter(

@@ -4,12 +4,15 @@
 //! `daemon` feature this room is the limiter, the file follower and the cell that holds a table
 //! for readers: what an embedding gateway needs.
 
-mod allowance;
+pub mod allowance;
 mod bucket;
 pub mod cell;
 pub mod follow;
 mod keys;
 pub mod limiter;
+pub mod meters;
+mod minute;
+mod slot;
 pub mod store;
 pub mod ticket;
 
@@ -42,6 +45,8 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
+mod limits;
+#[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
 mod metrics;
@@ -71,5 +76,8 @@ mod upstream;
 mod voice;
 
 pub use cell::Cell;
-pub use limiter::{Limiter, Quota};
-pub use ticket::{Cap, KeyId, Refusal, RefusalReason, Request, Scope, Settlement, Ticket, Verdict};
+pub use limiter::{Limiter, Quota, Quotas};
+pub use ticket::{
+    Cap, Costs, JobSlot, KeyId, Limits, Overrides, Progress, Refusal, RefusalReason, Request, Scope,
+    Settlement, Ticket, Verdict,
+};

@@ -256,6 +256,8 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
     let mut followers = Tasks::new();
     let (poll, report) = (config.caps.poll(), Duration::from_millis(config.caps.report_ms));
     let (shared, token) = (Arc::clone(&gate.shared), config.controller_token.clone());
+    let wall = Arc::clone(&gate.shared);
+    followers.restarted("wall", move || Arc::clone(&wall).follow_wall());
     match config.table {
         TableSource::File(path) => {
             followers.restarted("table", move || follow_table(Arc::clone(&shared), path.clone(), poll))

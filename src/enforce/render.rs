@@ -16,11 +16,13 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::bounds::NAME_BYTES_MAX;
-use crate::enforce::render::format::{dollars, go_duration, rfc3339, whole_seconds};
+use crate::enforce::render::format::{dollars, go_duration};
 use crate::enforce::ticket::Scope;
 use crate::unit::{Dimension, Limit};
 use crate::wire::Budget;
 use crate::wire::dialect::{Dialect, Escape, Fact, Header, Kind, Of, RetrySent, Round, Sent};
+
+pub use format::{rfc3339, whole_seconds};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 /// Structured fields hold integers of at most 15 digits (RFC 9651); nobody needs a larger limit.
@@ -229,9 +231,9 @@ pub fn scope_word(scope: Scope) -> &'static str {
     match scope {
         Scope::Key => "key",
         Scope::Account => "account",
-        Scope::Tier => "tier",
         Scope::Model => "model",
         Scope::Provider => "provider",
+        Scope::Tier => "tier",
     }
 }
 
@@ -240,7 +242,8 @@ fn scope_text(scope: Scope) -> &'static str {
         Scope::Key => "your key",
         Scope::Account => "all keys of your account together",
         Scope::Tier => "all keys of your tier together",
-        Scope::Model | Scope::Provider => "all users of this model together",
+        Scope::Model => "all users of this model together",
+        Scope::Provider => "this node",
     }
 }
 
@@ -300,7 +303,7 @@ impl Meter {
 
 impl Standing {
     /// A rate, which a window makes whole again; counts are not.
-    fn is_rate(&self) -> bool {
+    pub fn is_rate(&self) -> bool {
         !matches!(self.dimension, Dimension::Concurrency | Dimension::Jobs)
     }
 

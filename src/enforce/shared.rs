@@ -15,7 +15,7 @@ use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
-use crate::unit::{Instant, NodeId, SystemClock};
+use crate::unit::{Instant, NodeId, SystemClock, unix_now};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
@@ -60,6 +60,7 @@ impl Shared {
         if let Some(store) = &store {
             restore(&cell, store, &count);
         }
+        set_wall(&cell);
         let started = cell.now();
         Ok(Shared {
             node: config.node.clone(),
@@ -72,6 +73,17 @@ impl Shared {
             store,
             nack: ArcSwapOption::empty(),
         })
+    }
+
+    /// Tells the limiter what the wall clock says, for as long as the node lives: minutes follow it
+    /// when it is set.
+    pub async fn follow_wall(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            set_wall(&self.cell);
+        }
     }
 
     pub fn report(&self) -> UsageReport {
@@ -131,6 +143,11 @@ impl Shared {
             tracing::error!(%error, "the table in force could not be kept on disk");
         }
     }
+}
+
+fn set_wall(cell: &Cell) {
+    let unix_ms = u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX);
+    cell.with(|limiter, now| limiter.set_wall(now, unix_ms));
 }
 
 fn restore(cell: &Cell, store: &Store, count: &Counts) {

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::enforce::keys::KeyName;
-use crate::unit::{Dimension, Instant, Limit};
+use crate::enforce::bucket::Rate;
+use crate::enforce::keys::Name;
+use crate::enforce::meters::{Amounts, Charged, RATES, place};
+use crate::unit::{Dimension, Instant, Limit, WorkUnit};
 
 /// SHA-256 of an account's name or of a key, or [`Limiter::key`](crate::enforce::Limiter::key) of
 /// its bytes: fixed length, nothing a client chose. The first 16 bytes tell keys apart.
@@ -118,33 +120,71 @@ pub enum Settlement {
 #[derive(Debug)]
 #[must_use = "an unsettled ticket holds its reservation forever"]
 pub struct Ticket {
-    pub(super) row: usize,
-    pub(super) pool: usize,
-    pub(super) key: Option<KeySlot>,
+    pub(super) place: Places,
+    pub(super) pool: u32,
     pub(super) reserved: Costs,
     pub(super) input_tokens: u64,
-    /// Which buckets took the reservation, by [`Ticket::bit`]; an unlimited one takes none.
-    pub(super) charged: u8,
+    /// Output tokens that are reserved.
+    pub(super) output: u64,
+    /// Most that the client asked for.
+    pub(super) output_max: u64,
+    /// Which rates of tier, key, account and model took the reservation.
+    pub(super) charged: [Charged; 4],
+    /// Rates that are the key's or account's own; all zero where none are.
+    pub(super) own: [[Rate; RATES]; 2],
+    /// The minute in which it was admitted.
+    pub(super) minute: u64,
     /// Work still counted as waiting for its first token.
     pub(super) waiting: u64,
     pub(super) admitted_at: Instant,
+    pub(super) job: bool,
+}
+
+/// A job's place in the counts, until it is completed.
+#[derive(Debug)]
+#[must_use = "a slot that is not released is held forever"]
+pub struct JobSlot {
+    pub(super) place: Places,
+}
+
+/// Where what a request or job counts in is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub shard: u32,
+    pub row: u32,
+    /// Where the model has limits for all tiers together.
+    pub model: Option<u32>,
+    pub key: Option<KeySlot>,
+    pub account: Option<KeySlot>,
 }
 
 /// Where a key's counters are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeySlot {
-    Own(usize),
-    /// Shared by all keys of a model that found no place; this is the one that asked.
-    Overflow(KeyName),
+    Own(u32),
+    /// Shared by all keys of a span that found no place; this is the one that asked.
+    Overflow(Name),
 }
 
 /// What a request costs in each rate dimension, and in its pool's unit of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Costs {
     pub requests: u64,
+    /// Input and output together.
     pub tokens: u64,
+    pub input: u64,
+    pub output: u64,
     pub images: u64,
     pub work: u64,
+}
+
+/// How a stream stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// More output than the client itself allowed.
+    pub past_output_max: bool,
+    /// The key or account has used more than one of its limits holds.
+    pub overdrawn: bool,
 }
 
 // === impl Request ===
@@ -178,6 +218,10 @@ impl Refusal {
 // === impl Ticket ===
 
 impl Ticket {
+    pub fn reserved(&self) -> &Costs {
+        &self.reserved
+    }
+
     /// Work reserved, in the pool's unit.
     pub fn reserved_work(&self) -> u64 {
         self.reserved.work
@@ -187,21 +231,27 @@ impl Ticket {
         self.admitted_at
     }
 
-    pub(super) fn bit(scope: Scope, dimension: usize) -> u8 {
-        let shift = dimension * 2 + usize::from(scope == Scope::Key);
-        1_u8.checked_shl(u32::try_from(shift).unwrap_or(u32::MAX)).unwrap_or(0)
+    /// The job that the request has created, which from now on outlives it. Where nobody takes it,
+    /// it ends with the request.
+    pub fn take_job(&mut self) -> Option<JobSlot> {
+        std::mem::take(&mut self.job).then_some(JobSlot { place: self.place })
     }
 }
 
 // === impl Costs ===
 
-/// The rate dimensions, in the order of a bucket array.
-pub const RATES: [Dimension; 3] =
-    [Dimension::RequestsPerMinute, Dimension::TokensPerMinute, Dimension::ImagesPerMinute];
-
 impl Costs {
-    /// In the order of [`RATES`].
-    pub fn rates(&self) -> [u64; 3] {
-        [self.requests, self.tokens, self.images]
+    /// In the order of [`Dimension::ALL`].
+    pub fn rates(&self) -> Amounts {
+        [self.requests, self.tokens, self.input, self.output, self.images]
+    }
+
+    /// As [`Costs::rates`], with work in the place of what the pool's unit counts.
+    pub(super) fn weighted(&self, unit: WorkUnit) -> Amounts {
+        let mut amounts = self.rates();
+        if let Some(amount) = place(unit.dimension()).and_then(|at| amounts.get_mut(at)) {
+            *amount = self.work;
+        }
+        amounts
     }
 }

@@ -5,10 +5,10 @@ use http::Response;
 
 use crate::enforce::accounts::Holder;
 use crate::enforce::answer::full;
-use crate::enforce::limiter::Quota;
+use crate::enforce::limiter::{Quota, Quotas};
 use crate::enforce::render::{self, Bound, Facts, Meter, Moment, Over, Standing};
 use crate::enforce::stream::Body;
-use crate::enforce::ticket::{Refusal, RefusalReason, Request, Scope};
+use crate::enforce::ticket::{Overrides, Refusal, RefusalReason, Request, Scope};
 use crate::unit::{Dimension, Limit};
 use crate::wire::dialect::{Dialect, Kind};
 use crate::wire::{Entry, LimitTable, Product, Row, Span};
@@ -18,69 +18,57 @@ use crate::wire::{Entry, LimitTable, Product, Row, Span};
 pub struct Voice<'a> {
     dialect: &'a Dialect,
     table: Option<&'a LimitTable>,
+    product: Option<&'a Product>,
+    overrides: Overrides<'a>,
     pub row: Option<&'a Row>,
 }
-
-/// How a key stands, in the order in which limits are listed.
-pub type Quotas = [Option<Quota>; 3];
 
 // === impl Voice ===
 
 impl<'a> Voice<'a> {
-    /// For a request of a model: the dialect of the row's product.
+    /// For a request of a model and tier: the dialect of their row's product.
     pub fn of(table: Option<&'a LimitTable>, model: &str, tier: &str) -> Voice<'a> {
         match table.and_then(|table| table.row(model, tier)) {
-            Some(row) => Voice::of_row(table, row),
-            None => Voice::of_model(table, model),
+            Some(row) => Voice { row: Some(row), ..Voice::of_product(table, product(table, row)) },
+            None => Voice::of_product(table, table.and_then(|table| table.product_of(model))),
         }
-    }
-
-    /// For a request of a model to which no tier is known: the dialect of its product alone.
-    pub fn of_model(table: Option<&'a LimitTable>, model: &str) -> Voice<'a> {
-        let row = table.and_then(|table| table.rows.iter().find(|row| row.model.as_str() == model));
-        row.map_or_else(|| Voice::of_nobody(table), |row| Voice::of_row(table, row))
     }
 
     /// For a request of no model that is known: of any row that the holder has. Where all models of
     /// a product share their counters, that row also shows how the key stands.
     pub fn of_holder(table: Option<&'a LimitTable>, holder: &Holder) -> Voice<'a> {
-        let Some(known) = table else { return Voice::of_nobody(None) };
-        let mut rows = known.rows.iter();
-        let has = |row: &&Row| {
-            let product = row.product.as_ref().and_then(|product| known.products.get(product));
-            holder.tier(product) == Ok(&row.tier)
+        let mut rows = table.into_iter().flat_map(|table| &table.rows);
+        let Some(row) = rows.find(|row| holder.tier(product(table, row)) == Ok(&row.tier)) else {
+            return Voice::of_nobody(table);
         };
-        let Some(row) = rows.find(has) else { return Voice::of_nobody(table) };
-        let voice = Voice::of_row(table, row);
-        let shared = voice.product().is_some_and(|product| product.span == Span::Product);
-        Voice { row: voice.row.filter(|_| shared), ..voice }
+        let product = product(table, row);
+        let shared = product.is_some_and(|product| product.span == Span::Product);
+        Voice { row: Some(row).filter(|_| shared), ..Voice::of_product(table, product) }
+    }
+
+    /// For a model of which the holder has no row.
+    pub fn of_product(table: Option<&'a LimitTable>, product: Option<&'a Product>) -> Voice<'a> {
+        let dialect = product.map_or(Dialect::of_nobody(), |product| &product.answers);
+        Voice { dialect, table, product, overrides: Overrides::default(), row: None }
+    }
+
+    /// Some limits are the key's or account's own.
+    pub fn with(self, overrides: Overrides<'a>) -> Voice<'a> {
+        Voice { overrides, ..self }
     }
 
     /// For somebody who is not known: the one product there is speaks for itself, of several none
     /// is the right one.
     pub fn of_nobody(table: Option<&'a LimitTable>) -> Voice<'a> {
         let mut products = table.into_iter().flat_map(|table| table.products.values());
-        let dialect = match (products.next(), products.next()) {
-            (Some(only), None) => &only.answers,
-            _ => Dialect::of_nobody(),
-        };
-        Voice { dialect, table, row: None }
+        let only = products.next().filter(|_| products.next().is_none());
+        Voice::of_product(table, only)
     }
 
-    fn of_row(table: Option<&'a LimitTable>, row: &'a Row) -> Voice<'a> {
-        let voice = Voice { dialect: Dialect::of_nobody(), table, row: Some(row) };
-        Voice { dialect: voice.product().map_or(voice.dialect, |product| &product.answers), ..voice }
-    }
-
-    fn product(&self) -> Option<&'a Product> {
-        self.table?.products.get(self.row?.product.as_ref()?)
-    }
-
-    /// An answer of a kind of which nothing but the names is known.
+    /// An answer of a kind of which nothing but the model's name is known.
     pub fn say(&self, kind: Kind, model: &str, moment: Moment) -> Response<Body> {
-        let least = self.product().and_then(|product| product.recharge.values().min());
-        let facts =
-            Facts { kind, model, tier: "", wait: None, over: None, minimum: least.copied().unwrap_or(0) };
+        let minimum = self.product.and_then(|product| product.recharge.values().min()).copied().unwrap_or(0);
+        let facts = Facts { kind, model, tier: "", wait: None, over: None, minimum };
         render::refusal(self.dialect, &facts, moment).map(full)
     }
 
@@ -128,9 +116,13 @@ impl<'a> Voice<'a> {
         refused: Option<Dimension>,
         moment: Moment,
     ) {
-        let standings: Vec<Standing> = quotas.iter().flatten().map(|quota| self.standing(quota)).collect();
+        let standings = self.standings(quotas);
         let status = response.status();
         render::mark(self.dialect, &standings, refused, status, moment, response.headers_mut());
+    }
+
+    pub fn standings(&self, quotas: &Quotas) -> Vec<Standing> {
+        quotas.iter().flatten().map(|quota| self.standing(quota)).collect()
     }
 
     fn standing(&self, quota: &Quota) -> Standing {
@@ -148,7 +140,7 @@ impl<'a> Voice<'a> {
 
     fn over(
         &self,
-        _refusal: &Refusal,
+        refusal: &Refusal,
         scope: Scope,
         dimension: Dimension,
         limit: Limit,
@@ -163,13 +155,21 @@ impl<'a> Voice<'a> {
             bound: self.bound(scope, dimension, limit),
             limit,
             remaining: standing.map_or(0, |quota| quota.remaining),
-            active: limit,
+            active: refusal.active,
             asked: if dimension == Dimension::ImagesPerMinute { wanted.images } else { 0 },
         }
     }
 
     /// Only a tier's limit in the unit of its pool moves; every other one stands in the policy.
     fn bound(&self, scope: Scope, dimension: Dimension, limit: u64) -> Bound {
+        let own = match scope {
+            Scope::Key => self.overrides.key,
+            Scope::Account => self.overrides.account,
+            Scope::Tier | Scope::Model | Scope::Provider => None,
+        };
+        if own.is_some_and(|own| own.contains_key(&dimension)) {
+            return Bound::Override;
+        }
         let entry = self.row.and_then(|row| row.limits.get(&dimension));
         let pool = self.table.zip(self.row).and_then(|(table, row)| table.pools.get(&row.pool));
         let moves = scope == Scope::Tier && pool.is_some_and(|pool| pool.unit.dimension() == dimension);
@@ -182,13 +182,16 @@ impl<'a> Voice<'a> {
     }
 }
 
+fn product<'a>(table: Option<&'a LimitTable>, row: &Row) -> Option<&'a Product> {
+    table?.products.get(row.product.as_ref()?)
+}
+
 /// What a limit may become at most: a tier's moves up to its ceiling, the others stay.
 fn most(entry: &Entry, scope: Scope) -> Limit {
     match scope {
         Scope::Tier => entry.ceiling,
         Scope::Key => entry.key_limit,
         Scope::Account => entry.account_limit,
-        // Theirs stand elsewhere in the table, and are told to nobody beforehand.
         Scope::Model | Scope::Provider => Limit::Unlimited,
     }
 }

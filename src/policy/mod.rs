@@ -4,6 +4,8 @@
 //! rooms below it never see YAML and never check again.
 
 #[cfg(feature = "daemon")]
+mod answers;
+#[cfg(feature = "daemon")]
 pub mod check;
 #[cfg(feature = "daemon")]
 pub mod compare;

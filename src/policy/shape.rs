@@ -29,6 +29,7 @@ pub struct PolicyFile {
     pub cached_input: Option<Text>,
     pub pinned: Option<Text>,
     pub time_zone: Option<Text>,
+    pub answers: Option<Named<Node>>,
     pub pools: Vec<Named<PoolShape>>,
     pub providers: Vec<Named<ProviderShape>>,
     pub models: Vec<Named<ModelShape>>,
@@ -87,7 +88,7 @@ pub struct TierShape {
     pub recharge: Option<Text>,
 }
 
-const FILE_FIELDS: [&str; 12] = [
+const FILE_FIELDS: [&str; 13] = [
     "schema",
     "product",
     "interval",
@@ -96,6 +97,7 @@ const FILE_FIELDS: [&str; 12] = [
     "cached_input",
     "pinned",
     "time_zone",
+    "answers",
     "pools",
     "providers",
     "models",
@@ -154,6 +156,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
     let cached_input = fields.text("cached_input");
     let pinned = fields.text("pinned");
     let time_zone = fields.text("time_zone");
+    let answers = fields.take("answers");
     let pools = fields.entries("pools", "pool", true);
     let providers = fields.entries("providers", "provider", false);
     let models = fields.entries("models", "model", true);
@@ -175,6 +178,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         cached_input,
         pinned,
         time_zone,
+        answers,
         pools,
         providers,
         models,

@@ -9,8 +9,8 @@
     reason = "a broken promise ends the test"
 )]
 
-mod abuse;
 mod accounts;
+mod answers;
 mod away;
 mod cli;
 mod edges;

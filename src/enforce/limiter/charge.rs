@@ -1,188 +1,162 @@
 //! From reservation to settlement: everything that changes a counter of an admitted request.
 
-use crate::enforce::allowance::Allowance;
-use crate::enforce::bucket::Bucket;
-use crate::enforce::keys::KeyState;
-use crate::enforce::ticket::{Costs, Scope, Settlement, Ticket};
+use crate::enforce::meters::Amounts;
+use crate::enforce::slot::{Basis, Slot, Terms, View};
+use crate::enforce::ticket::{Costs, JobSlot, Places, Progress, Request, Settlement, Ticket};
 use crate::planted::bug;
 use crate::unit::Instant;
-use crate::wire::Held;
 
 use super::Limiter;
-use super::rows::{PoolState, RowState, Rules};
-
-/// Weight of the newest request in the learned output.
-const OUTPUT_GAIN: f64 = 0.05;
-
-pub(super) fn charge(
-    ticket: &mut Ticket,
-    row: &mut RowState,
-    pool: &mut PoolState,
-    key: Option<&mut KeyState>,
-    held: &Held,
-    now: Instant,
-) {
-    let costs = ticket.reserved;
-    if let Some(rules) = row.rules {
-        take(ticket, &mut row.buckets, Scope::Tier, &rules, held, now);
-        if let Some(key) = key {
-            take(ticket, &mut key.buckets, Scope::Key, &rules, held, now);
-            key.in_flight = key.in_flight.saturating_add(1);
-            key.row = ticket.row;
-        }
-    }
-    row.in_flight = row.in_flight.saturating_add(1);
-    row.counted.admitted.add(costs.work);
-    pool.in_flight = pool.in_flight.saturating_add(1);
-    pool.waiting = pool.waiting.saturating_add(ticket.waiting);
-}
-
-fn take(
-    ticket: &mut Ticket,
-    buckets: &mut [Bucket; 3],
-    scope: Scope,
-    rules: &Rules,
-    held: &Held,
-    now: Instant,
-) {
-    let costs = ticket.reserved.rates();
-    for (at, ((bucket, entry), cost)) in buckets.iter_mut().zip(&rules.limits).zip(costs).enumerate() {
-        let rate =
-            entry.as_ref().and_then(|entry| Allowance::of(held, entry, scope, rules.portion, now).rate());
-        if let Some(rate) = rate {
-            bucket.touch(now, rate);
-            bucket.charge(cost);
-            ticket.charged |= Ticket::bit(scope, at);
-        }
-    }
-}
-
-fn correct(
-    ticket: &Ticket,
-    buckets: &mut [Bucket; 3],
-    scope: Scope,
-    actual: &Costs,
-    rules: Option<(&Rules, &Held, Instant)>,
-) {
-    let amounts = ticket.reserved.rates().into_iter().zip(actual.rates());
-    for (at, (bucket, (reserved, used))) in buckets.iter_mut().zip(amounts).enumerate() {
-        if ticket.charged & Ticket::bit(scope, at) == 0 {
-            continue;
-        }
-        // Drained to now first, or the refund would be taken from what has drained already.
-        if let Some((rules, held, now)) = rules
-            && let Some(entry) = rules.limits.get(at).copied().flatten()
-            && let Some(rate) = Allowance::of(held, &entry, scope, rules.portion, now).rate()
-        {
-            bucket.touch(now, rate);
-        }
-        bucket.correct(reserved, used);
-    }
-}
+use super::admit::Shard;
+use super::rules::Built;
+use super::sync::lock;
 
 // === impl Limiter ===
 
 impl Limiter {
     /// The request waits no longer. Calling it again changes nothing.
-    pub fn first_token(&mut self, _now: Instant, ticket: &mut Ticket) {
+    pub fn first_token(&self, _now: Instant, ticket: &mut Ticket) {
         let waiting = std::mem::take(&mut ticket.waiting);
-        if let Some(pool) = self.rows.pool_mut(ticket.pool) {
+        if waiting == 0 {
+            return;
+        }
+        let shard = self.shard(ticket.place.shard);
+        if let Some(pool) = shard.rules.pool(ticket.pool) {
+            let mut pool = lock(&pool.cell.state);
             pool.waiting = pool.waiting.saturating_sub(waiting);
         }
     }
 
     /// An upstream failed before it got the request; another one is tried under the same ticket.
-    pub fn attempt_failed(&mut self, ticket: &Ticket) {
-        if let Some(pool) = self.rows.pool_mut(ticket.pool) {
-            pool.upstream_requests = pool.upstream_requests.saturating_add(1);
-            pool.upstream_errors = pool.upstream_errors.saturating_add(1);
+    pub fn attempt_failed(&self, ticket: &Ticket) {
+        let shard = self.shard(ticket.place.shard);
+        if let Some(pool) = shard.rules.pool(ticket.pool) {
+            lock(&pool.cell.state).count(Settlement::UpstreamError);
         }
     }
 
+    /// A stream has come this far. Where it outgrows its estimate the reservation grows with it, so
+    /// that limits on tokens bind while it flows.
+    pub fn progress(&self, now: Instant, ticket: &mut Ticket, output_seen: u64) -> Progress {
+        let past_output_max = output_seen > ticket.output_max;
+        if output_seen <= ticket.output {
+            return Progress { past_output_max, overdrawn: false };
+        }
+        let mut shard = self.shard(ticket.place.shard);
+        let Some(row) = shard.rules.row(ticket.place.row).filter(|row| row.live) else {
+            return Progress { past_output_max, overdrawn: false };
+        };
+        let costs = row.costs(ticket.input_tokens, 0, output_seen, ticket.reserved.images);
+        let overdrawn = shard.replace(now, ticket, &costs, false);
+        (ticket.reserved, ticket.output) = (costs, output_seen);
+        Progress { past_output_max, overdrawn }
+    }
+
     /// Ends a reservation: what was reserved is replaced by what was used.
-    pub fn settle(&mut self, now: Instant, mut ticket: Ticket, outcome: Settlement) {
-        self.first_token(now, &mut ticket);
-        let Limiter { held, rows, keys, .. } = self;
-        if let Some(pool) = rows.pool_mut(ticket.pool) {
-            let leaks = bug("slot-leak") && matches!(outcome, Settlement::Broken { .. });
-            pool.in_flight = pool.in_flight.saturating_sub(u64::from(!leaks));
-            pool.count(outcome);
-        }
-        let Some(row) = rows.get_mut(ticket.row) else { return };
-        if let Settlement::Used { output_tokens, .. } = outcome {
-            row.learn(output_tokens);
-        }
-        let actual = row.actual(&ticket, outcome);
-        row.in_flight = row.in_flight.saturating_sub(1);
-        let admitted = &mut row.counted.admitted;
-        admitted.requests = admitted.requests.saturating_sub(1).saturating_add(actual.requests);
-        admitted.work = admitted.work.saturating_sub(ticket.reserved.work).saturating_add(actual.work);
-        row.settled_work = row.settled_work.saturating_add(actual.work);
-        let rules = row.rules;
-        let context = rules.as_ref().zip(held.as_ref()).map(|(rules, held)| (rules, held, now));
-        correct(&ticket, &mut row.buckets, Scope::Tier, &actual, context);
-        if let Some(slot) = ticket.key {
-            keys.release(slot, |key| {
-                key.in_flight = key.in_flight.saturating_sub(1);
-                correct(&ticket, &mut key.buckets, Scope::Key, &actual, context);
-            });
-        }
+    pub fn settle(&self, now: Instant, ticket: Ticket, outcome: Settlement) {
+        let mut shard = self.shard(ticket.place.shard);
+        let Some(actual) = shard.rules.row(ticket.place.row).map(|row| row.actual(&ticket, outcome)) else {
+            return;
+        };
+        shard.replace(now, &ticket, &actual, true);
+        shard.finish(&ticket, &actual, outcome);
+    }
+
+    /// A job is over, whatever became of it.
+    pub fn release_job(&self, slot: JobSlot) {
+        self.shard(slot.place.shard).end_job(&slot.place);
+    }
+
+    /// Counts a job that began in a former life of the node, without a test: it is running. None
+    /// where the table has no such row.
+    pub fn adopt_job(&self, now: Instant, request: &Request<'_>) -> Option<JobSlot> {
+        self.shard(self.shard_of(request)).adopt_job(now, request)
     }
 
     /// Learned output tokens of a request; none before the first was settled.
     pub fn output_expected(&self, model: &str, tier: &str) -> Option<f64> {
-        let row = self.rows.find(model, tier).ok().and_then(|at| self.rows.get(at))?;
-        row.output
+        let shard = self.shard(0);
+        let (_, row) = shard.rules.find(model, tier).ok()?;
+        row.cell.output()
     }
 }
 
-// === impl RowState ===
+// === impl Shard ===
 
-impl RowState {
-    fn learn(&mut self, output_tokens: u64) {
-        let seen = output_tokens as f64;
-        self.output = Some(match self.output {
-            None => seen,
-            Some(learned) => learned + OUTPUT_GAIN * (seen - learned),
-        });
-    }
-
-    fn actual(&self, ticket: &Ticket, outcome: Settlement) -> Costs {
-        let reserved = ticket.reserved;
-        let price = |input, output, images| match &self.rules {
-            Some(rules) => rules.costs(input, output, images),
-            // The row left the table meanwhile; what was reserved is the best that is known.
-            None => reserved,
-        };
-        match outcome {
-            Settlement::Used { input_tokens, output_tokens, images, .. } => {
-                price(input_tokens, output_tokens, images)
-            }
-            Settlement::Broken { output_seen } | Settlement::Died { output_seen } => {
-                let seen = price(ticket.input_tokens, output_seen, reserved.images);
-                Costs {
-                    requests: 1,
-                    tokens: seen.tokens.max(reserved.tokens),
-                    images: reserved.images,
-                    work: seen.work.max(reserved.work),
+impl Shard {
+    /// Puts other costs in the place of what is reserved, in every rate that took it; `ends` ends
+    /// the request's counts. Says whether key or account have used up more than they have.
+    fn replace(&mut self, now: Instant, ticket: &Ticket, actual: &Costs, ends: bool) -> bool {
+        let Shard { held, valid_until, rules, wall, keys, .. } = self;
+        let Some(row) = rules.row(ticket.place.row) else { return false };
+        let view = View { flows: &rules.flows, now, minute: wall.minute(now) };
+        let steered = held.as_ref().filter(|_| now >= *valid_until).map(|held| row.steered(held, now));
+        let tier = steered.as_ref().map_or(&*row.tier, Built::limits);
+        let (before, after) = (ticket.reserved.weighted(row.unit), actual.weighted(row.unit));
+        let [of_tier, of_key, of_account, of_model] = ticket.charged;
+        {
+            let mut state = lock(&row.cell.state);
+            // A row that is not in the table limits nothing.
+            let tier = if row.live { tier } else { &[] };
+            state.meters.correct(now, tier, of_tier, &before, &after);
+            state.meters.end(ends, ends && ticket.job);
+            let admitted = &mut state.counted.admitted;
+            admitted.requests = admitted.requests.saturating_sub(1).saturating_add(actual.requests);
+            admitted.work = admitted.work.saturating_sub(ticket.reserved.work).saturating_add(actual.work);
+        }
+        let (before, after): (Amounts, Amounts) = (ticket.reserved.rates(), actual.rates());
+        if let Some(model) = ticket.place.model.and_then(|at| rules.models.get(at as usize)) {
+            let mut meters = lock(&model.state);
+            meters.correct(now, &model.limits, of_model, &before, &after);
+            meters.end(ends, ends && ticket.job);
+        }
+        let parties =
+            [(ticket.place.key, of_key, &*row.key), (ticket.place.account, of_account, &*row.account)];
+        let mut overdrawn = false;
+        for ((slot, charged, limits), own) in parties.into_iter().zip(ticket.own) {
+            let Some(slot) = slot else { continue };
+            let basis = Basis::of(row.window, own.iter().any(|rate| *rate > 0));
+            let terms = Terms { row: ticket.place.row, limits, basis, own };
+            // What a minute that is over has admitted counts in it and in no other.
+            let late = basis == Basis::Minute && ticket.minute != view.minute.number;
+            keys.release(slot, ends, ends && ticket.job, |slot: &mut Slot| {
+                if !late {
+                    slot.correct(&terms, charged, &before, &after, &view);
+                    overdrawn |= slot.overdrawn(&terms, charged, &view);
                 }
-            }
-            Settlement::NotSent => Costs::default(),
-            Settlement::UpstreamError | Settlement::Rejected => Costs { requests: 1, ..Costs::default() },
+            });
         }
+        overdrawn
     }
-}
 
-// === impl PoolState ===
-
-impl PoolState {
-    fn count(&mut self, outcome: Settlement) {
-        if outcome == Settlement::NotSent {
-            return;
+    /// What a request leaves behind in counters that nothing limits.
+    fn finish(&mut self, ticket: &Ticket, actual: &Costs, outcome: Settlement) {
+        let Some(row) = self.rules.row(ticket.place.row) else { return };
+        {
+            let mut state = lock(&row.cell.state);
+            if let Settlement::Used { output_tokens, .. } = outcome {
+                row.cell.learn(output_tokens);
+            }
+            state.settled_work = state.settled_work.saturating_add(actual.work);
         }
-        self.upstream_requests = self.upstream_requests.saturating_add(1);
-        if matches!(outcome, Settlement::UpstreamError | Settlement::Died { .. }) {
-            self.upstream_errors = self.upstream_errors.saturating_add(1);
+        let Some(pool) = self.rules.pool(ticket.pool) else { return };
+        let mut pool = lock(&pool.cell.state);
+        let leaks = bug("slot-leak") && matches!(outcome, Settlement::Broken { .. });
+        pool.in_flight = pool.in_flight.saturating_sub(u64::from(!leaks));
+        pool.waiting = pool.waiting.saturating_sub(ticket.waiting);
+        pool.count(outcome);
+    }
+
+    fn end_job(&mut self, place: &Places) {
+        let Shard { rules, keys, .. } = self;
+        if let Some(row) = rules.row(place.row) {
+            lock(&row.cell.state).meters.end(false, true);
+        }
+        if let Some(model) = place.model.and_then(|at| rules.models.get(at as usize)) {
+            lock(&model.state).end(false, true);
+        }
+        for slot in [place.key, place.account].into_iter().flatten() {
+            keys.release(slot, false, true, |_| {});
         }
     }
 }

@@ -1,94 +1,144 @@
-//! One node's counters for every pool, tier and key, and the verdict on a request.
+//! One node's counters for every pool, tier, model, account and key, and the verdict on a request.
 //!
-//! Pure: no clock, no lock, no log. A request is tested against everything first and charged
-//! only when all of it agrees, so a refusal changes no counter. Counters belong to names, not to
+//! Pure: no clock, no I/O, no log. A request is tested against everything first and charged only
+//! when all of it agrees, so a refusal changes no counter. Counters belong to names, not to
 //! tables: a new table changes what they are compared with, never what they hold.
+//!
+//! Any number of threads may use one limiter. Keys are parted into shards, each with a lock, its
+//! share of the memory, and the compiled table; a table is put in force under all of these locks,
+//! so that every decision is taken wholly before or wholly after it. What requests of all keys
+//! share has small locks of its own, taken in one order. The table in force is read without any.
 
+mod admit;
+mod cells;
 mod charge;
-mod rows;
+mod quota;
+mod registry;
+mod rules;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod usage;
 
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::enforce::allowance::{Allowance, window};
-use crate::enforce::keys::{KeyName, KeyState, Keys, Place};
-use crate::enforce::ticket::{
-    Cap, Costs, KeyId, RATES, Refusal, RefusalReason, Request, Scope, Ticket, Verdict,
-};
-use crate::planted::bug;
-use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
-use crate::wire::Yields;
+use arc_swap::ArcSwapOption;
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
+
+use crate::enforce::keys::{Keys, identity, spread};
+use crate::enforce::minute::Wall;
+use crate::enforce::ticket::{Costs, KeyId, Refusal, Request, Ticket, Verdict};
+use crate::unit::{Instant, NodeId};
 use crate::wire::{Held, LimitTable, Offer, TableError};
 
+use admit::Shard;
+use registry::Registry;
+use rules::Rules;
+use sync::{Mutex, MutexGuard, lock};
+
+pub use crate::enforce::meters::{RETRY_SOON, RETRY_ZERO};
+pub use quota::{Quota, Quotas};
 pub use usage::RowCounts;
 
-use rows::{PoolState, Rows, Rules};
-
-/// Retry-After where no exact time is known: a count that is full, a pool without room.
-pub const RETRY_SOON: Duration = Duration::from_secs(1);
-/// Retry-After of a limit of zero, which no wait satisfies.
-pub const RETRY_ZERO: Duration = Duration::from_secs(60);
+/// Most parts that keys are divided into, and keys that make another one worth it.
+const SHARDS: usize = 256;
+const KEYS_PER_SHARD: usize = 512;
 
 #[derive(Debug)]
 pub struct Limiter {
     node: NodeId,
-    held: Option<Held>,
-    rows: Rows,
-    keys: Keys,
+    shards: Box<[Padded]>,
+    registry: Mutex<Registry>,
+    held: ArcSwapOption<Held>,
+    secret: (u64, u64),
 }
 
-/// One dimension's standing for one key, as answers print it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    pub dimension: Dimension,
-    pub scope: Scope,
-    /// Of all nodes together, per minute.
-    pub limit: u64,
-    /// Left at this node now; never above `limit`.
-    pub remaining: u64,
-    /// Until `remaining` is whole again.
-    pub reset: Duration,
-}
-
-/// A refusal in the making: the longest wait of all tests that failed.
-#[derive(Debug, Default)]
-struct Worst(Option<Refusal>);
+/// A shard that shares no cache line with its neighbours.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Padded(Mutex<Shard>);
 
 // === impl Limiter ===
 
 impl Limiter {
-    /// `keys_max` bounds the states of keys, one per key and model.
+    /// `keys_max` bounds the states of keys and accounts, one for each and what it spans.
     pub fn new(node: NodeId, keys_max: usize) -> Limiter {
-        Limiter { node, held: None, rows: Rows::default(), keys: Keys::new(keys_max) }
+        let most = (keys_max / KEYS_PER_SHARD).clamp(1, SHARDS);
+        let count = if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 };
+        let shard = |at: usize| {
+            Padded(Mutex::new(Shard {
+                at: u32::try_from(at).unwrap_or(u32::MAX),
+                held: None,
+                valid_until: Instant::ZERO,
+                rules: Arc::new(Rules::default()),
+                wall: Wall::default(),
+                keys: Keys::new(keys_max / count),
+            }))
+        };
+        let random = RandomState::new();
+        Limiter {
+            node,
+            shards: (0..count).map(shard).collect(),
+            registry: Mutex::new(Registry::default()),
+            held: ArcSwapOption::empty(),
+            secret: (random.hash_one(0), random.hash_one(1)),
+        }
     }
 
-    pub fn held(&self) -> Option<&Held> {
-        self.held.as_ref()
+    /// The table in force.
+    pub fn held(&self) -> Option<Arc<Held>> {
+        self.held.load_full()
+    }
+
+    /// As [`Limiter::held`], borrowed: for a look at the table on the way of every request.
+    pub fn table(&self) -> impl Deref<Target = Option<Arc<Held>>> {
+        self.held.load()
     }
 
     pub fn node(&self) -> &NodeId {
         &self.node
     }
 
-    /// Key states in memory, at most `keys_max`.
+    /// The id of a key by its bytes: a keyed hash with a secret of this limiter, so that nobody can
+    /// choose keys that meet. Means nothing to another limiter.
+    pub fn key(&self, bytes: &[u8]) -> KeyId {
+        let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1);
+        hasher.write(bytes);
+        let mut id = [0; 32];
+        if let Some(half) = id.first_chunk_mut() {
+            *half = hasher.finish128().as_bytes();
+        }
+        id
+    }
+
+    /// States of keys and accounts in memory, at most `keys_max`.
     pub fn keys_held(&self) -> usize {
-        self.keys.len()
+        self.shards.iter().map(|shard| lock(&shard.0).keys.len()).sum()
+    }
+
+    /// Keys with requests in flight in the overflow.
+    #[cfg(test)]
+    fn keys_shared(&self) -> usize {
+        self.shards.iter().map(|shard| lock(&shard.0).keys.shared()).sum()
     }
 
     /// Takes a table that is newer than the one held; it binds on the next request.
     ///
     /// # Errors
     /// Whatever [`Held::offer`] finds; the table held stays in force.
-    pub fn offer(&mut self, table: LimitTable, now: Instant) -> Result<Offer, TableError> {
-        let offer = Held::offer(self.held.as_ref(), table, now)?;
+    pub fn offer(&self, table: LimitTable, now: Instant) -> Result<Offer, TableError> {
+        let mut registry = lock(&self.registry);
+        let offer = Held::offer(registry.held.as_ref(), table, now)?;
         match &offer {
             Offer::Applied(held) => {
-                self.rows.apply(&held.table, &self.node)?;
-                self.held = Some(held.clone());
+                let rules = self.compile(&mut registry, &held.table, now)?;
+                self.put_in_force(&mut registry, held.clone(), Some(rules));
             }
-            Offer::Renewed(held) => self.held = Some(held.clone()),
+            Offer::Renewed(held) => self.put_in_force(&mut registry, held.clone(), None),
             Offer::Stale => {}
         }
         Ok(offer)
@@ -98,7 +148,7 @@ impl Limiter {
     ///
     /// # Errors
     /// As there.
-    pub fn restore(&mut self, table: LimitTable, now: Instant) -> Result<(), TableError> {
+    pub fn restore(&self, table: LimitTable, now: Instant) -> Result<(), TableError> {
         self.restore_aged(table, Duration::ZERO, now)
     }
 
@@ -111,229 +161,101 @@ impl Limiter {
     ///
     /// # Errors
     /// The table is not valid.
-    pub fn restore_aged(&mut self, table: LimitTable, age: Duration, now: Instant) -> Result<(), TableError> {
+    pub fn restore_aged(&self, table: LimitTable, age: Duration, now: Instant) -> Result<(), TableError> {
         table.validate()?;
-        if self.held.as_ref().is_some_and(|held| held.stamp() >= table.stamp) {
+        let mut registry = lock(&self.registry);
+        if registry.held.as_ref().is_some_and(|held| held.stamp() >= table.stamp) {
             return Ok(());
         }
-        self.rows.apply(&table, &self.node)?;
+        let rules = self.compile(&mut registry, &table, now)?;
         let age = age.max(Duration::from_millis(table.valid_for_ms));
-        self.held = Some(Held::fresh(table, now - age));
+        self.put_in_force(&mut registry, Held::fresh(table, now - age), Some(rules));
         Ok(())
     }
 
+    /// What the wall clock says, for limits whose minutes are the clock's: an input like a table.
+    /// Until it is called, minutes are those since the clock's zero.
+    pub fn set_wall(&self, now: Instant, unix_ms: u64) {
+        // One writer at a time, and every shard numbers its minutes alike.
+        let _registry = lock(&self.registry);
+        for mut shard in self.stop() {
+            shard.wall = shard.wall.set(now, unix_ms);
+        }
+    }
+
     /// Tests everything, then charges everything.
-    pub fn admit(&mut self, now: Instant, request: &Request<'_>) -> Verdict {
-        let Limiter { held, rows, keys, .. } = self;
-        let Some(held) = held.as_ref() else {
-            return refuse(RefusalReason::NoTable, RETRY_SOON);
-        };
-        let found = match rows.find(request.model, request.tier) {
-            Ok(found) => found,
-            Err(reason) => return refuse(reason, RETRY_ZERO),
-        };
-        let place = rows.get(found).and_then(|row| {
-            row.rules.filter(Rules::counts_keys)?;
-            let name = KeyName { key: request.key, model: row.model_index };
-            Some((name, keys.place(&name, |state| is_idle(state, rows, held, now))))
-        });
-        let Some((row, pool)) = rows.pair(found) else {
-            return refuse(RefusalReason::UnknownModel, RETRY_ZERO);
-        };
-        let Some(rules) = row.rules else {
-            return refuse(RefusalReason::UnknownModel, RETRY_ZERO);
-        };
-        let costs = row.costs(&rules, request);
-        row.counted.offered.add(costs.work);
-        let mut worst = Worst::default();
-        row.test_tier(&rules, held, now, &costs, &mut worst);
-        if let Some((name, place)) = place {
-            test_key(keys, place, &name, &rules, held, now, &costs, &mut worst);
+    pub fn admit(&self, now: Instant, request: &Request<'_>) -> Verdict {
+        match self.admit_with(now, request, |_| Ok(())) {
+            Ok((ticket, ())) => Verdict::Admitted(ticket),
+            Err(refusal) => Verdict::Refused(refusal),
         }
-        if let Some(refusal) = worst.0 {
-            row.counted.refused_limit.add(costs.work);
-            if bug("refused-charges") {
-                row.buckets.iter_mut().zip(costs.rates()).for_each(|(bucket, cost)| bucket.charge(cost));
-            }
-            return Verdict::Refused(refusal);
-        }
-        if let Some(cap) = pool.has_no_room(rules.yields) {
-            row.counted.refused_capacity.add(costs.work);
-            return refuse(RefusalReason::Capacity { cap }, RETRY_SOON);
-        }
-        let slot = place.map(|(name, place)| keys.take(name, place));
-        let mut ticket = Ticket {
-            row: found,
-            pool: rules.pool,
-            key: slot,
-            reserved: costs,
-            input_tokens: request.input_tokens,
-            charged: 0,
-            waiting: if request.streamed { costs.work } else { 0 },
-            admitted_at: now,
-        };
-        charge::charge(&mut ticket, row, pool, slot.and_then(|slot| keys.state_mut(slot)), held, now);
-        Verdict::Admitted(ticket)
     }
 
-    /// How a key stands in each rate dimension its row limits. Where both bind, the tighter one.
-    pub fn quotas(&self, now: Instant, model: &str, tier: &str, key: KeyId) -> [Option<Quota>; 3] {
-        self.quotas_after(now, model, tier, key, None)
-    }
-
-    /// As [`Limiter::quotas`], but the limit that just refused a request is shown whatever else binds.
-    pub fn quotas_after(
+    /// As [`Limiter::admit`], with a test and charge of the caller's own in the same decision: it is
+    /// called with the estimate once every limit is passed and before any is charged, and its
+    /// refusal leaves everything as it was. It runs under the key's lock: no I/O, no wait, and no
+    /// call of this limiter in it.
+    ///
+    /// # Errors
+    /// Why not, and when again.
+    pub fn admit_with<T>(
         &self,
         now: Instant,
-        model: &str,
-        tier: &str,
-        key: KeyId,
-        refused: Option<(Scope, Dimension)>,
-    ) -> [Option<Quota>; 3] {
-        let Some(held) = self.held.as_ref() else {
-            return [None; 3];
-        };
-        let row = self.rows.find(model, tier).ok().and_then(|at| self.rows.get(at));
-        let Some((row, rules)) = row.and_then(|row| row.rules.map(|rules| (row, rules))) else {
-            return [None; 3];
-        };
-        let name = KeyName { key, model: row.model_index };
-        let state = self.keys.find(&name).and_then(|slot| self.keys.state(slot));
-        let unused = KeyState::default();
-        let keyed = state.unwrap_or(&unused);
-        std::array::from_fn(|at| {
-            let entry = rules.limits.get(at).copied().flatten()?;
-            let dimension = RATES.get(at).copied()?;
-            let one = |scope, bucket: Option<&crate::enforce::bucket::Bucket>| {
-                let Allowance::Finite { limit, micro } =
-                    Allowance::of(held, &entry, scope, rules.portion, now)
-                else {
-                    return None;
-                };
-                let (remaining, reset) = bucket?.remaining(now, micro, window(scope));
-                Some(Quota { dimension, scope, limit, remaining: remaining.min(limit), reset })
-            };
-            let tier = one(Scope::Tier, row.buckets.get(at));
-            let key = one(Scope::Key, keyed.buckets.get(at));
-            match (tier, key) {
-                (Some(tier), _) if refused == Some((Scope::Tier, dimension)) => Some(tier),
-                (_, Some(key)) if refused == Some((Scope::Key, dimension)) => Some(key),
-                (Some(tier), Some(key)) if tier.limit < key.limit => Some(tier),
-                (tier, key) => key.or(tier),
-            }
-        })
+        request: &Request<'_>,
+        also: impl FnOnce(&Costs) -> Result<T, Refusal>,
+    ) -> Result<(Ticket, T), Refusal> {
+        self.shard(self.shard_of(request)).admit(now, request, true, also)
     }
-}
 
-/// Tests a key's counters; a new key is tested as the state it would start with.
-#[expect(clippy::too_many_arguments, reason = "one test against everything a verdict depends on")]
-fn test_key(
-    keys: &mut Keys,
-    place: Place,
-    name: &KeyName,
-    rules: &Rules,
-    held: &Held,
-    now: Instant,
-    costs: &Costs,
-    worst: &mut Worst,
-) {
-    let in_flight = keys.in_flight(name, place);
-    if let Some(state) = keys.view(place, name.model) {
-        test_rates(&mut state.buckets, Scope::Key, rules, held, now, costs, worst);
-    }
-    test_count(in_flight, Scope::Key, rules, held, now, worst);
-}
-
-fn test_rates(
-    buckets: &mut [crate::enforce::bucket::Bucket; 3],
-    scope: Scope,
-    rules: &Rules,
-    held: &Held,
-    now: Instant,
-    costs: &Costs,
-    worst: &mut Worst,
-) {
-    let rates = buckets.iter_mut().zip(&rules.limits).zip(RATES).zip(costs.rates());
-    for (((bucket, entry), dimension), cost) in rates {
-        let Some(entry) = entry else { continue };
-        let allowance = Allowance::of(held, entry, scope, rules.portion, now);
-        let Some(rate) = allowance.rate() else { continue };
-        // Draining is no charge; the rate is remembered so that the promised wait comes true.
-        bucket.touch(now, rate);
-        if cost == 0 {
-            continue;
-        }
-        if let Some(wait) = bucket.wait(now, rate, cost, window(scope)) {
-            let reason = RefusalReason::Limit { scope, dimension, limit: allowance.limit() };
-            worst.add(reason, wait.unwrap_or(RETRY_ZERO));
-        }
-    }
-}
-
-fn test_count(in_flight: u64, scope: Scope, rules: &Rules, held: &Held, now: Instant, worst: &mut Worst) {
-    let Some(entry) = rules.concurrency else { return };
-    let allowance = Allowance::of(held, &entry, scope, rules.portion, now);
-    let Some(count) = allowance.count() else { return };
-    if in_flight >= count {
-        let dimension = Dimension::Concurrency;
-        let reason = RefusalReason::Limit { scope, dimension, limit: allowance.limit() };
-        worst.add(reason, if count == 0 { RETRY_ZERO } else { RETRY_SOON });
-    }
-}
-
-/// Full in every bucket under the limits of its own row. A key whose row left the table is full
-/// when nothing is left of its use at the last known rate.
-fn is_idle(state: &KeyState, rows: &Rows, held: &Held, now: Instant) -> bool {
-    let rules = rows.get(state.row).and_then(|row| row.rules.as_ref());
-    state.buckets.iter().enumerate().all(|(at, bucket)| {
-        let entry = rules.and_then(|rules| rules.limits.get(at).copied().flatten());
-        let rate = entry.and_then(|entry| {
-            let portion = rules.map(|rules| rules.portion)?;
-            Allowance::of(held, &entry, Scope::Key, portion, now).rate()
-        });
-        bucket.is_full(now, rate.unwrap_or(u128::MAX))
-    })
-}
-
-fn refuse(reason: RefusalReason, retry_after: Duration) -> Verdict {
-    Verdict::Refused(Refusal::new(reason, retry_after))
-}
-
-// === impl Worst ===
-
-impl Worst {
-    fn add(&mut self, reason: RefusalReason, retry_after: Duration) {
-        if self.0.as_ref().is_none_or(|known| known.retry_after < retry_after) {
-            self.0 = Some(Refusal::new(reason, retry_after));
-        }
-    }
-}
-
-// === impl PoolState ===
-
-impl PoolState {
-    /// Whether the pool's caps leave room for a tier that yields this part of them.
+    /// For a request that is over as soon as it is admitted: what it costs is charged as it stands,
+    /// nothing is in flight and nothing is to be settled.
     ///
-    /// The test is on what is there already, so that one large request is never starved.
-    fn has_no_room(&self, yields: Yields) -> Option<Cap> {
-        let rules = self.rules?;
-        let left = |yields: u32| u128::from(rules.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
-        let part = left(yields.waiting);
-        let whole = u128::from(PPM) * u128::from(PPM);
-        if let Limit::Finite(cap) = rules.waiting_work
-            && u128::from(self.waiting) * whole >= u128::from(cap) * part
-        {
-            return Some(Cap::WaitingWork);
+    /// # Errors
+    /// Why not, and when again.
+    pub fn check(&self, now: Instant, request: &Request<'_>) -> Result<(), Refusal> {
+        let request = Request { job: false, ..*request };
+        self.shard(self.shard_of(&request)).admit(now, &request, false, |_| Ok(())).map(|_| ())
+    }
+
+    fn compile(
+        &self,
+        registry: &mut Registry,
+        table: &LimitTable,
+        now: Instant,
+    ) -> Result<Rules, TableError> {
+        registry.compile(table, &self.node, now)
+    }
+
+    fn put_in_force(&self, registry: &mut Registry, held: Held, rules: Option<Rules>) {
+        if let Some(rules) = rules {
+            registry.rules = Arc::new(rules);
         }
-        if let Limit::Finite(cap) = rules.in_flight {
-            let part = left(yields.in_flight);
-            let held = (u128::from(cap) * part).div_ceil(whole);
-            // A tier that yields everything but one slot of a living pool is not shut out.
-            let least = u128::from(cap > 0 && rules.portion.ppm() > 0);
-            if u128::from(self.in_flight) >= held.max(least) {
-                return Some(Cap::InFlight);
-            }
+        let valid_until = held.renewed_at + Duration::from_millis(held.table.valid_for_ms);
+        let mut shards = self.stop();
+        for shard in &mut shards {
+            shard.rules = Arc::clone(&registry.rules);
+            shard.held = Some(held.clone());
+            shard.valid_until = valid_until;
         }
-        None
+        self.held.store(Some(Arc::new(held.clone())));
+        registry.held = Some(held);
+    }
+
+    /// All shards at once: nothing is decided meanwhile.
+    fn stop(&self) -> Vec<MutexGuard<'_, Shard>> {
+        self.shards.iter().map(|shard| lock(&shard.0)).collect()
+    }
+
+    /// All keys of an account are in its shard.
+    fn shard_of(&self, request: &Request<'_>) -> u32 {
+        let id = request.account.as_ref().unwrap_or(&request.key);
+        // Other bits than those that a shard finds its keys by.
+        let at = (spread(identity(id)) >> 20) as usize & (self.shards.len() - 1);
+        u32::try_from(at).unwrap_or(0)
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "there is at least one shard, and its place is taken modulo")]
+    fn shard(&self, at: u32) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[at as usize & (self.shards.len() - 1)].0)
     }
 }

@@ -11,8 +11,8 @@ mod seeded;
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::enforce::ticket::Settlement;
-use crate::unit::WorkUnit;
+use crate::enforce::ticket::{Cap, RefusalReason, Scope, Settlement};
+use crate::unit::{Dimension, Limit, PPM, WorkUnit};
 use crate::wire::Yields;
 use crate::wire::{Entry, PoolEntry, Row, Stamp};
 
@@ -75,7 +75,7 @@ fn pool_of(table: &mut LimitTable) -> &mut PoolEntry {
 }
 
 fn limiter(table: LimitTable) -> Limiter {
-    let mut limiter = Limiter::new("n".into(), 100);
+    let limiter = Limiter::new("n".into(), 100);
     limiter.offer(table, START).unwrap();
     limiter
 }
@@ -103,7 +103,7 @@ fn refused(verdict: Verdict) -> Refusal {
 const USED: Settlement = Settlement::Used { input_tokens: 10, cached_tokens: 0, output_tokens: 0, images: 1 };
 
 /// Admits and settles until refused; how many went through.
-fn drain(limiter: &mut Limiter, now: Instant, request: &Request<'_>) -> u64 {
+fn drain(limiter: &Limiter, now: Instant, request: &Request<'_>) -> u64 {
     for count in 0..1_000_000 {
         match limiter.admit(now, request) {
             Verdict::Admitted(ticket) => limiter.settle(now, ticket, USED),
@@ -118,13 +118,13 @@ const TPM: Dimension = Dimension::TokensPerMinute;
 
 #[test]
 fn no_table_is_never_unlimited() {
-    let mut limiter = Limiter::new("n".into(), 1);
+    let limiter = Limiter::new("n".into(), 1);
     assert_eq!(refused(limiter.admit(START, &request("a", 1))).reason, RefusalReason::NoTable);
 }
 
 #[test]
 fn unknown_names_are_told_apart() {
-    let mut limiter = limiter(table(1, &[]));
+    let limiter = limiter(table(1, &[]));
     let mut other = request("a", 1);
     other.model = "x";
     assert_eq!(refused(limiter.admit(START, &other)).reason, RefusalReason::UnknownModel);
@@ -133,38 +133,38 @@ fn unknown_names_are_told_apart() {
 
 #[test]
 fn sixty_a_minute_admits_sixty_at_once_and_refuses_the_sixty_first() {
-    let mut limiter = limiter(table(1, &[(RPM, entry(M, Limit::Finite(60)))]));
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
+    let limiter = limiter(table(1, &[(RPM, entry(M, Limit::Finite(60)))]));
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 60);
     let refusal = refused(limiter.admit(START, &request("a", 1)));
     assert_eq!(refusal.retry_after, Duration::from_secs(1));
     let expected = RefusalReason::Limit { scope: Scope::Key, dimension: RPM, limit: Limit::Finite(60) };
     assert_eq!(refusal.reason, expected);
     // Another key is not touched by it, and the promised wait comes true.
     let _ = admitted(limiter.admit(START, &request("a", 2)));
-    assert_eq!(drain(&mut limiter, at(1.0), &request("a", 1)), 1);
+    assert_eq!(drain(&limiter, at(1.0), &request("a", 1)), 1);
 }
 
 #[test]
 fn a6_lowered_and_raised_limits_bind_on_the_next_request_and_counters_survive() {
     let key_rpm = |version, rpm| table(version, &[(RPM, entry(M, Limit::Finite(rpm)))]);
-    let mut limiter = limiter(key_rpm(1, 100));
+    let limiter = limiter(key_rpm(1, 100));
     for _ in 0..40 {
         let ticket = admitted(limiter.admit(START, &request("a", 1)));
         limiter.settle(START, ticket, USED);
     }
     limiter.offer(key_rpm(2, 30), START).unwrap();
     refused(limiter.admit(START, &request("a", 1)));
-    let quota = limiter.quotas(START, "m", "a", [1; 32])[0].unwrap();
+    let quota = limiter.quotas(START, &Request::new("m", "a", [1; 32]), None)[0].unwrap();
     assert_eq!((quota.limit, quota.remaining), (30, 0));
     limiter.offer(key_rpm(3, 60), START).unwrap();
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 20, "40 of 60 stay used");
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 20, "40 of 60 stay used");
     limiter.offer(key_rpm(4, 1_000), START).unwrap();
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 940);
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 940);
 }
 
 #[test]
 fn a_stale_table_changes_nothing_and_a_reused_version_is_an_error() {
-    let mut limiter = limiter(table(5, &[(RPM, only(60, M))]));
+    let limiter = limiter(table(5, &[(RPM, only(60, M))]));
     assert!(matches!(limiter.offer(table(4, &[]), START), Ok(Offer::Stale)));
     let mut reused = table(5, &[]);
     reused.stamp.tick += 1;
@@ -176,14 +176,15 @@ fn a_stale_table_changes_nothing_and_a_reused_version_is_an_error() {
 fn a7_a_refusal_changes_no_counter() {
     let limits =
         [(RPM, entry(M, Limit::Finite(60))), (TPM, entry(Limit::Finite(6_000_000), Limit::Finite(100)))];
-    let mut limiter = limiter(table(1, &limits));
-    drain(&mut limiter, START, &request("a", 1));
-    let before = (limiter.quotas(START, "m", "a", [1; 32]), limiter.report(START, START, 1));
+    let limiter = limiter(table(1, &limits));
+    drain(&limiter, START, &request("a", 1));
+    let before =
+        (limiter.quotas(START, &Request::new("m", "a", [1; 32]), None), limiter.report(START, START, 1));
     for _ in 0..100 {
         refused(limiter.admit(START, &request("a", 1)));
     }
     let after = limiter.report(START, START, 1);
-    assert_eq!(limiter.quotas(START, "m", "a", [1; 32]), before.0);
+    assert_eq!(limiter.quotas(START, &Request::new("m", "a", [1; 32]), None), before.0);
     assert_eq!(after.rows[0].admitted, before.1.rows[0].admitted);
     assert_eq!(after.pools, before.1.pools);
     assert_eq!(after.rows[0].refused_limit.requests, before.1.rows[0].refused_limit.requests + 100);
@@ -198,12 +199,14 @@ fn a7_a_refusal_changes_no_counter() {
 
 #[test]
 fn settling_replaces_the_estimate_by_the_use() {
-    let mut limiter = limiter(table(1, &[(TPM, entry(M, Limit::Finite(1_000)))]));
+    let limiter = limiter(table(1, &[(TPM, entry(M, Limit::Finite(1_000)))]));
     let mut large = request("a", 1);
     large.output_max = Some(200);
     let ticket = admitted(limiter.admit(START, &large));
     assert_eq!(ticket.reserved_work(), 210);
-    let left = |limiter: &Limiter| limiter.quotas(START, "m", "a", [1; 32])[1].unwrap().remaining;
+    let left = |limiter: &Limiter| {
+        limiter.quotas(START, &Request::new("m", "a", [1; 32]), None)[1].unwrap().remaining
+    };
     assert_eq!(left(&limiter), 790);
     limiter.settle(
         START,
@@ -233,7 +236,7 @@ fn settling_replaces_the_estimate_by_the_use() {
 
 #[test]
 fn a_bucket_is_debited_below_empty_and_the_debt_is_paid_by_time() {
-    let mut limiter = limiter(table(1, &[(TPM, entry(M, Limit::Finite(600)))]));
+    let limiter = limiter(table(1, &[(TPM, entry(M, Limit::Finite(600)))]));
     let mut one = request("a", 1);
     one.output_max = None;
     let ticket = admitted(limiter.admit(START, &one));
@@ -251,8 +254,7 @@ fn a_bucket_is_debited_below_empty_and_the_debt_is_paid_by_time() {
 
 #[test]
 fn h06_a_first_request_on_a_small_limit_is_admitted() {
-    let mut limiter =
-        limiter(table(1, &[(RPM, only(1, Limit::Finite(1))), (TPM, only(3, Limit::Finite(3)))]));
+    let limiter = limiter(table(1, &[(RPM, only(1, Limit::Finite(1))), (TPM, only(3, Limit::Finite(3)))]));
     let mut large = request("a", 1);
     large.output_max = Some(1 << 50);
     large.input_tokens = 100_000;
@@ -267,12 +269,12 @@ fn zero_means_zero_and_unlimited_is_no_test() {
         for (zero, scope) in
             [(entry(Limit::Finite(0), M), Scope::Tier), (entry(M, Limit::Finite(0)), Scope::Key)]
         {
-            let mut limiter = limiter(table(1, &[(dimension, zero)]));
+            let limiter = limiter(table(1, &[(dimension, zero)]));
             let reason = refused(limiter.admit(START, &request("a", 1))).reason;
             assert_eq!(reason, RefusalReason::Limit { scope, dimension, limit: Limit::Finite(0) });
         }
     }
-    let mut limiter = limiter(table(1, &[]));
+    let limiter = limiter(table(1, &[]));
     for _ in 0..10_000 {
         let ticket = admitted(limiter.admit(START, &request("a", 1)));
         limiter.settle(START, ticket, USED);
@@ -282,54 +284,54 @@ fn zero_means_zero_and_unlimited_is_no_test() {
 
 #[test]
 fn i02_a9_forgetting_a_key_never_refills_it() {
-    let mut limiter = Limiter::new("n".into(), 4);
+    let limiter = Limiter::new("n".into(), 4);
     limiter.offer(table(1, &[(RPM, entry(M, Limit::Finite(60)))]), START).unwrap();
     for key in 0..4 {
-        assert_eq!(drain(&mut limiter, START, &request("a", key)), 60);
+        assert_eq!(drain(&limiter, START, &request("a", key)), 60);
     }
     // All four have used up their minute: the next two share what is left of one.
-    let shared = drain(&mut limiter, START, &request("a", 4)) + drain(&mut limiter, START, &request("a", 5));
+    let shared = drain(&limiter, START, &request("a", 4)) + drain(&limiter, START, &request("a", 5));
     assert_eq!(shared, 60);
     assert_eq!(limiter.keys_held(), 4);
     for key in 0..4 {
-        assert_eq!(drain(&mut limiter, START, &request("a", key)), 0);
+        assert_eq!(drain(&limiter, START, &request("a", key)), 0);
     }
     // After a minute all are full and may be forgotten; the newcomers get their own.
     for key in 4..8 {
-        assert_eq!(drain(&mut limiter, at(60.0), &request("a", key)), 60);
+        assert_eq!(drain(&limiter, at(60.0), &request("a", key)), 60);
     }
     // A key in flight is kept even when its buckets are full.
     let ticket = admitted(limiter.admit(at(200.0), &request("a", 4)));
     for key in 20..40 {
-        drain(&mut limiter, at(201.0), &request("a", key));
+        drain(&limiter, at(201.0), &request("a", key));
     }
-    assert_eq!(drain(&mut limiter, at(201.0), &request("a", 4)), 60);
+    assert_eq!(drain(&limiter, at(201.0), &request("a", 4)), 60);
     limiter.settle(at(201.0), ticket, USED);
     assert_eq!(limiter.keys_held(), 4);
 }
 
 #[test]
 fn i02_a9_a_key_that_leaves_the_overflow_takes_its_use_along() {
-    let mut limiter = Limiter::new("n".into(), 2);
+    let limiter = Limiter::new("n".into(), 2);
     limiter.offer(table(1, &[(RPM, entry(M, Limit::Finite(60)))]), START).unwrap();
     let ticket = admitted(limiter.admit(START, &request("a", 0)));
     limiter.settle(START, ticket, USED);
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
-    assert_eq!(drain(&mut limiter, START, &request("a", 2)), 60, "from the overflow");
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 60);
+    assert_eq!(drain(&limiter, START, &request("a", 2)), 60, "from the overflow");
     // Key 0 is full again and makes room; key 2 gets what one second has given back.
-    assert_eq!(drain(&mut limiter, at(1.0), &request("a", 2)), 1);
+    assert_eq!(drain(&limiter, at(1.0), &request("a", 2)), 1);
 }
 
 #[test]
 fn a_changed_tier_keeps_what_the_key_has_used() {
-    let mut limiter = limiter(table(1, &[(RPM, entry(M, Limit::Finite(60)))]));
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
-    assert_eq!(drain(&mut limiter, START, &request("b", 1)), 0);
+    let limiter = limiter(table(1, &[(RPM, entry(M, Limit::Finite(60)))]));
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 60);
+    assert_eq!(drain(&limiter, START, &request("b", 1)), 0);
 }
 
 #[test]
 fn h07_z8_absurd_numbers_saturate() {
-    let mut limiter = limiter(table(1, &[(TPM, only(1 << 52, Limit::Finite(1 << 52)))]));
+    let limiter = limiter(table(1, &[(TPM, only(1 << 52, Limit::Finite(1 << 52)))]));
     let mut absurd = request("a", 1);
     (absurd.input_tokens, absurd.output_max, absurd.images) = (u64::MAX, Some(u64::MAX), u64::MAX);
     let ticket = admitted(limiter.admit(START, &absurd));

@@ -10,6 +10,9 @@ use crate::wire::table::SCHEMA;
 use crate::wire::{PoolUsage, UsageReport, UsageRow, Work};
 
 use super::Limiter;
+use super::registry::Registry;
+use super::rules::PoolRules;
+use super::sync::lock;
 
 /// One row's counters, for whoever shows them.
 #[derive(Clone, Debug)]
@@ -33,58 +36,67 @@ const ROW_BYTES: usize = 400;
 impl Limiter {
     /// Rows that somebody asked for, sorted by model and tier, at most [`REPORT_ROWS_MAX`].
     pub fn row_counts(&self) -> Vec<RowCounts> {
-        let names: BTreeMap<usize, &PoolId> = self.rows.pool_places().collect();
+        let registry = lock(&self.registry);
         let gone = PoolId::new("none");
-        let asked = self.rows.iter().filter(|row| row.counted.offered.requests > 0);
-        let counts = asked.take(REPORT_ROWS_MAX).map(|row| RowCounts {
-            pool: row.rules.and_then(|rules| names.get(&rules.pool).copied()).unwrap_or(&gone).clone(),
-            model: row.model.clone(),
-            tier: row.tier.clone(),
-            offered: row.counted.offered,
-            refused_limit: row.counted.refused_limit,
-            refused_capacity: row.counted.refused_capacity,
-            settled_work: row.settled_work,
+        let counts = registry.rows().filter_map(|row| {
+            let pool = registry.rules.pool(row.pool).filter(|_| row.live);
+            let state = lock(&row.cell.state);
+            let counted = state.counted;
+            (counted.offered.requests > 0).then(|| RowCounts {
+                pool: pool.map_or(&gone, |pool| &pool.cell.name).clone(),
+                model: row.cell.model.clone(),
+                tier: row.cell.tier.clone(),
+                offered: counted.offered,
+                refused_limit: counted.refused_limit,
+                refused_capacity: counted.refused_capacity,
+                settled_work: state.settled_work,
+            })
         });
-        counts.collect()
+        counts.take(REPORT_ROWS_MAX).collect()
     }
 
     pub fn pool_counts(&self) -> Vec<(PoolId, PoolUsage)> {
-        let pools = self.rows.pools().take(REPORT_ROWS_MAX);
-        pools.map(|(name, pool)| (name.clone(), pool.usage())).collect()
+        pools(&lock(&self.registry)).collect()
     }
 
     /// Cumulative counters since `started`. Rows nobody asked for are left out, and what would
     /// not fit a report is.
     pub fn report(&self, now: Instant, started: Instant, instance: u64) -> UsageReport {
-        let mut bytes = ROW_BYTES + 2 * NACK_BYTES_MAX;
-        let pools = self.rows.pools().take(REPORT_ROWS_MAX).map(|(name, pool)| {
-            bytes += ROW_BYTES + 2 * name.as_str().len();
-            (name.clone(), pool.usage())
+        let registry = lock(&self.registry);
+        let pools: BTreeMap<PoolId, PoolUsage> = pools(&registry).collect();
+        let names: usize = pools.keys().map(|name| ROW_BYTES + 2 * name.as_str().len()).sum();
+        let mut bytes = ROW_BYTES + 2 * NACK_BYTES_MAX + names;
+        let asked = registry.rows().filter_map(|row| {
+            let counted = lock(&row.cell.state).counted;
+            (counted.offered.requests > 0).then_some((&row.cell, counted))
         });
-        let pools = pools.collect();
-        let asked = self.rows.iter().filter(|row| row.counted.offered.requests > 0);
-        let fitting = asked.take(REPORT_ROWS_MAX).take_while(|row| {
-            bytes += ROW_BYTES + 2 * (row.model.as_str().len() + row.tier.as_str().len());
+        let fitting = asked.take(REPORT_ROWS_MAX).take_while(|(cell, _)| {
+            bytes += ROW_BYTES + 2 * (cell.model.as_str().len() + cell.tier.as_str().len());
             bytes <= REPORT_BYTES_MAX
         });
-        let rows = fitting.map(|row| UsageRow {
-            model: row.model.clone(),
-            tier: row.tier.clone(),
-            offered: row.counted.offered,
-            admitted: row.counted.admitted,
-            refused_limit: row.counted.refused_limit,
-            refused_capacity: row.counted.refused_capacity,
+        let rows = fitting.map(|(cell, counted)| UsageRow {
+            model: cell.model.clone(),
+            tier: cell.tier.clone(),
+            offered: counted.offered,
+            admitted: counted.admitted,
+            refused_limit: counted.refused_limit,
+            refused_capacity: counted.refused_capacity,
         });
         UsageReport {
             schema: SCHEMA,
             node: self.node.clone(),
             instance,
             uptime_ms: u64::try_from(now.since(started).as_millis()).unwrap_or(u64::MAX),
-            applied: self.held.as_ref().map(crate::wire::Held::stamp),
+            applied: registry.held.as_ref().map(crate::wire::Held::stamp),
             nack: None,
             rows: rows.collect(),
             pools,
             providers: Default::default(),
         }
     }
+}
+
+fn pools(registry: &Registry) -> impl Iterator<Item = (PoolId, PoolUsage)> {
+    let usage = |pool: &PoolRules| (pool.cell.name.clone(), lock(&pool.cell.state).usage());
+    registry.pools().take(REPORT_ROWS_MAX).map(usage)
 }

@@ -1,3 +1,5 @@
+//! Bytes: the documents of the four vendors, the presets, and what no name or number may break.
+
 use super::*;
 use crate::unit::MAX_FINITE;
 use crate::wire::dialect::{Answer, RetryAfter, Template};

@@ -119,7 +119,8 @@ impl Alone {
     /// Each tier's limit per minute, as the first node tells it.
     fn limits(&self, now: Instant) -> BTreeMap<TierId, u64> {
         let limit = |tier: &TierId| {
-            let quotas = self.nodes.first()?.limiter.quotas(now, MODEL, tier.as_str(), [0; 32]);
+            let quotas =
+                self.nodes.first()?.limiter.quotas(now, &Request::new(MODEL, tier.as_str(), [0; 32]), None);
             quotas.into_iter().flatten().next().map(|quota| quota.limit)
         };
         let tiers = self.table.rows.iter().map(|row| &row.tier);

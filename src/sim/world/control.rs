@@ -9,7 +9,7 @@ use crate::sim::check::Promise;
 use crate::sim::sources::Truth;
 use crate::sim::world::{Event, PAST_TABLES, POOL, REPORT_EVERY, Seen, World};
 use crate::unit::{Instant, PoolId};
-use crate::wire::{Held, LimitTable, Offer};
+use crate::wire::{LimitTable, Offer};
 
 impl World {
     pub(super) fn tick(&mut self, generation: u64) {
@@ -127,7 +127,7 @@ impl World {
     pub(super) fn deliver(&mut self, at: usize, table: &Arc<LimitTable>) {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(at).filter(|node| node.reachable) else { return };
-        let (stamp, before) = (node.limiter.held().map(Held::stamp), node.counters(now));
+        let (stamp, before) = (node.limiter.held().map(|held| held.stamp()), node.counters(now));
         let offer = node.limiter.offer((**table).clone(), now);
         let renewed = match offer {
             Ok(Offer::Applied(_) | Offer::Renewed(_)) => true,
@@ -137,7 +137,7 @@ impl World {
                 return;
             }
         };
-        let held = node.limiter.held().map(Held::stamp);
+        let held = node.limiter.held().map(|held| held.stamp());
         let after = node.counters(now);
         if renewed {
             node.renewed = Some((Arc::clone(table), now));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::enforce::Limiter;
+use crate::enforce::{Limiter, Request};
 use crate::sim::check::Account;
 use crate::sim::world::MODEL;
 use crate::unit::{Instant, NodeId, TierId};
@@ -56,7 +56,7 @@ impl Node {
 
     /// What is left to a key in each dimension, as the limiter would tell a client.
     pub fn quotas(&self, now: Instant, tier: &TierId, key: u8) -> Vec<Option<u64>> {
-        let quotas = self.limiter.quotas(now, MODEL, tier.as_str(), [key; 32]);
+        let quotas = self.limiter.quotas(now, &Request::new(MODEL, tier.as_str(), [key; 32]), None);
         quotas.iter().map(|quota| quota.as_ref().map(|quota| quota.remaining)).collect()
     }
 

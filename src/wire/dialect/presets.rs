@@ -254,7 +254,7 @@ const OPENAI_ANSWERS: [(Kind, u16, &str); 10] = [
     (
         Kind::Recharge,
         403,
-        r#"{"error":{"message":"recharge at least {minimum} dollars to begin","type":"permission_error","param":null,"code":"recharge_required"}}"#,
+        r#"{"error":{"message":"recharge at least {minimum} dollars to begin","type":"insufficient_quota","param":null,"code":"account_below_minimum"}}"#,
     ),
     (
         Kind::TooLarge,

@@ -54,7 +54,7 @@ fn random_table(rng: &mut ChaCha8Rng, version: u64) -> LimitTable {
 fn h07_no_count_overflows_falls_or_gives_room_at_the_ends_of_the_numbers() {
     for seed in 0..150 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut limiter = Limiter::new("n".into(), 3);
+        let limiter = Limiter::new("n".into(), 3);
         let (mut now, mut version, mut open) = (START, 0, Vec::new());
         let mut offered_before = 0;
         for _ in 0..300 {
@@ -80,9 +80,9 @@ fn h07_no_count_overflows_falls_or_gives_room_at_the_ends_of_the_numbers() {
             wanted.input_tokens = any(&mut rng);
             wanted.output_max = rng.random_bool(0.7).then(|| any(&mut rng));
             wanted.images = any(&mut rng);
-            let before = limiter.quotas(now, "m", "a", wanted.key);
+            let before = limiter.quotas(now, &Request::new("m", "a", wanted.key), None);
             let verdict = limiter.admit(now, &wanted);
-            let after = limiter.quotas(now, "m", "a", wanted.key);
+            let after = limiter.quotas(now, &Request::new("m", "a", wanted.key), None);
             for (before, after) in before.iter().zip(&after) {
                 let (Some(before), Some(after)) = (before, after) else { continue };
                 assert!(after.remaining <= after.limit, "seed {seed}: {after:?}");

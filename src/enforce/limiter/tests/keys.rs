@@ -29,9 +29,9 @@ fn i02_no_key_gets_more_than_with_counters_of_its_own() {
     for seed in 0..60 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let cap = rng.random_range(1..6);
-        let (mut bounded, mut exact) = (Limiter::new("n".into(), cap), Limiter::new("n".into(), 10_000));
+        let (bounded, exact) = (Limiter::new("n".into(), cap), Limiter::new("n".into(), 10_000));
         let limits = [rng.random_range(100..3_000), rng.random_range(100..3_000)];
-        for limiter in [&mut bounded, &mut exact] {
+        for limiter in [&bounded, &exact] {
             limiter.offer(tables(1, limits), START).unwrap();
         }
         let (mut now, mut open) = (0.0, Vec::new());
@@ -70,20 +70,20 @@ fn i02_no_key_gets_more_than_with_counters_of_its_own() {
                 Verdict::Refused(_) => refused_count += 1,
             }
             assert!(bounded.keys_held() <= cap);
-            shared += u64::from(bounded.keys.shared() > 0);
+            shared += u64::from(bounded.keys_shared() > 0);
         }
         for (one, other) in open {
             bounded.settle(at(now), one, USED);
             exact.settle(at(now), other, USED);
         }
-        assert_eq!(bounded.keys.shared(), 0, "nothing in flight is remembered");
+        assert_eq!(bounded.keys_shared(), 0, "nothing in flight is remembered");
     }
     assert!(admitted_count > 10_000 && refused_count > 10_000 && shared > 10_000, "{shared}");
 }
 
 #[test]
 fn i02_a_key_that_leaves_the_overflow_takes_its_requests_in_flight_along() {
-    let mut limiter = Limiter::new("n".into(), 1);
+    let limiter = Limiter::new("n".into(), 1);
     let limits = [(Dimension::Concurrency, entry(M, Limit::Finite(2))), (TPM, entry(M, Limit::Finite(600)))];
     limiter.offer(table(1, &limits), START).unwrap();
     let first = admitted(limiter.admit(START, &request("a", 1)));
@@ -103,7 +103,7 @@ fn i02_a_key_that_leaves_the_overflow_takes_its_requests_in_flight_along() {
 
 #[test]
 fn i02_a_key_of_another_model_is_full_by_its_own_limit_and_not_by_the_last_one_seen() {
-    let mut limiter = Limiter::new("n".into(), 1);
+    let limiter = Limiter::new("n".into(), 1);
     limiter.offer(tables(1, [6_000, 6_000]), START).unwrap();
     let mut one = request("a", 1);
     one.input_tokens = 6_000;

@@ -7,7 +7,7 @@ fn a8_concurrency_is_the_limit_times_the_share_rounded_up() {
     let three = entry(M, Limit::Finite(3));
     let mut shared = table(1, &[(Dimension::Concurrency, three)]);
     pool_of(&mut shared).shares = BTreeMap::from([("n".into(), 500_000)]);
-    let mut limiter = limiter(shared);
+    let limiter = limiter(shared);
     let first = admitted(limiter.admit(START, &request("a", 1)));
     let second = admitted(limiter.admit(START, &request("a", 1)));
     let refusal = refused(limiter.admit(START, &request("a", 1)));
@@ -26,7 +26,7 @@ fn a8_concurrency_is_the_limit_times_the_share_rounded_up() {
 fn waiting_work_is_refused_by_tier_and_one_large_request_is_never_starved() {
     let mut capped = table(1, &[]);
     pool_of(&mut capped).waiting_work = Limit::Finite(100);
-    let mut limiter = limiter(capped);
+    let limiter = limiter(capped);
     let mut large = request("b", 1);
     large.input_tokens = 100_000;
     let mut first = admitted(limiter.admit(START, &large));
@@ -55,7 +55,7 @@ fn waiting_work_is_refused_by_tier_and_one_large_request_is_never_starved() {
 fn requests_in_flight_are_capped_by_tier_and_a_small_pool_keeps_one_slot() {
     let mut capped = table(1, &[]);
     pool_of(&mut capped).in_flight = Limit::Finite(4);
-    let mut limiter = limiter(capped.clone());
+    let limiter = limiter(capped.clone());
     let tickets: Vec<_> = (0..2).map(|_| admitted(limiter.admit(START, &request("b", 1)))).collect();
     let refusal = refused(limiter.admit(START, &request("b", 1)));
     assert_eq!(refusal.reason, RefusalReason::Capacity { cap: Cap::InFlight });
@@ -63,13 +63,13 @@ fn requests_in_flight_are_capped_by_tier_and_a_small_pool_keeps_one_slot() {
     drop(tickets);
     capped.stamp.version = 2;
     pool_of(&mut capped).in_flight = Limit::Finite(1);
-    let mut small = Limiter::new("n".into(), 1);
+    let small = Limiter::new("n".into(), 1);
     small.offer(capped.clone(), START).unwrap();
     let _ = admitted(small.admit(START, &request("b", 1)));
     refused(small.admit(START, &request("a", 1)));
     capped.stamp.version = 3;
     pool_of(&mut capped).in_flight = Limit::Finite(0);
-    let mut closed = Limiter::new("n".into(), 1);
+    let closed = Limiter::new("n".into(), 1);
     closed.offer(capped, START).unwrap();
     refused(closed.admit(START, &request("a", 1)));
 }
@@ -77,8 +77,8 @@ fn requests_in_flight_are_capped_by_tier_and_a_small_pool_keeps_one_slot() {
 #[test]
 fn a_row_that_leaves_and_returns_keeps_its_counters() {
     let limits = [(RPM, entry(M, Limit::Finite(60)))];
-    let mut limiter = limiter(table(1, &limits));
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 60);
+    let limiter = limiter(table(1, &limits));
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 60);
     let open = admitted(limiter.admit(START, &request("a", 2)));
     let mut without = table(2, &limits);
     without.rows.remove(0);
@@ -97,7 +97,7 @@ fn work_follows_the_pools_unit() {
         let mut units = table(1, &[(unit.dimension(), entry(M, M))]);
         pool_of(&mut units).unit = unit;
         pool_of(&mut units).output_cost_milli = 3_000;
-        let mut limiter = limiter(units);
+        let limiter = limiter(units);
         let mut one = request("a", 1);
         one.output_max = Some(20);
         one.images = 4;
@@ -114,9 +114,9 @@ fn a_node_holds_its_share_and_an_unlisted_one_its_part_of_safe() {
     pool_of(&mut shared).unlisted_share = 100_000;
     // 1.5 s of 60 000 a minute are 1 500; of the safe 6 000 a minute, 150.
     for (node, expected) in [("n", 375), ("zero", 15), ("other", 15)] {
-        let mut limiter = Limiter::new(node.into(), 10);
+        let limiter = Limiter::new(node.into(), 10);
         limiter.offer(shared.clone(), START).unwrap();
-        assert_eq!(drain(&mut limiter, START, &request("a", 1)), expected, "{node}");
+        assert_eq!(drain(&limiter, START, &request("a", 1)), expected, "{node}");
     }
 }
 
@@ -124,29 +124,29 @@ fn a_node_holds_its_share_and_an_unlisted_one_its_part_of_safe() {
 fn a_small_key_on_a_small_share_still_gets_one_a_minute() {
     let mut shared = table(1, &[(RPM, entry(M, Limit::Finite(5)))]);
     pool_of(&mut shared).shares = BTreeMap::from([("n".into(), 1_000)]);
-    let mut limiter = limiter(shared);
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 1);
+    let limiter = limiter(shared);
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 1);
     assert_eq!(refused(limiter.admit(START, &request("a", 1))).retry_after, Duration::from_secs(60));
 }
 
 #[test]
 fn n2_without_renewal_the_tier_drifts_to_safe_and_stays_there() {
-    let mut limiter = limiter(table(1, &[(RPM, only(60_000, M))]));
-    assert_eq!(drain(&mut limiter, at(19.9), &request("a", 1)), 1_500);
+    let limiter = limiter(table(1, &[(RPM, only(60_000, M))]));
+    assert_eq!(drain(&limiter, at(19.9), &request("a", 1)), 1_500);
     // 70 % of it in the first interval past the validity: 1050 in 1.5 s.
-    assert_eq!(drain(&mut limiter, at(1_000.0), &request("a", 1)), 150, "safe");
-    assert_eq!(drain(&mut limiter, at(30.0 * 86_400.0), &request("a", 1)), 150);
-    let quota = limiter.quotas(at(20.0), "m", "a", [1; 32])[0].unwrap();
+    assert_eq!(drain(&limiter, at(1_000.0), &request("a", 1)), 150, "safe");
+    assert_eq!(drain(&limiter, at(30.0 * 86_400.0), &request("a", 1)), 150);
+    let quota = limiter.quotas(at(20.0), &Request::new("m", "a", [1; 32]), None)[0].unwrap();
     assert_eq!(quota.limit, 42_000);
 }
 
 #[test]
 fn f02_a_restored_table_is_steered_toward_safe_at_once() {
-    let mut limiter = Limiter::new("n".into(), 10);
+    let limiter = Limiter::new("n".into(), 10);
     limiter.restore(table(7, &[(RPM, only(60_000, M))]), START).unwrap();
-    assert_eq!(drain(&mut limiter, START, &request("a", 1)), 1_050);
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 1_050);
     limiter.restore(table(6, &[]), START).unwrap();
     assert_eq!(limiter.held().unwrap().stamp().version, 7, "an older one is not taken back");
     limiter.offer(table(8, &[(RPM, only(60_000, M))]), at(100.0)).unwrap();
-    assert_eq!(drain(&mut limiter, at(100.0), &request("a", 1)), 1_500);
+    assert_eq!(drain(&limiter, at(100.0), &request("a", 1)), 1_500);
 }

@@ -13,8 +13,9 @@ struct Model {
 }
 
 impl Model {
+    /// A changed limit counts from the instant of its change on.
     fn touch(&mut self, now: f64, limit: f64) {
-        self.used = (self.used - (now - self.at) * limit.min(self.limit) / 60.0).max(0.0);
+        self.used = (self.used - (now - self.at) * self.limit / 60.0).max(0.0);
         (self.at, self.limit) = (now, limit);
     }
 }
@@ -26,7 +27,7 @@ fn admission_equals_the_model_and_every_promised_wait_comes_true() {
         let mut tpm: u64 = rng.random_range(600..60_000);
         let mut version = 1;
         let tables = |version, tpm| table(version, &[(TPM, entry(M, Limit::Finite(tpm)))]);
-        let mut limiter = limiter(tables(1, tpm));
+        let limiter = limiter(tables(1, tpm));
         let mut model = Model { used: 0.0, at: 0.0, limit: tpm as f64 };
         let (mut now, mut open) = (0.0, Vec::new());
         let mut one = request("a", 1);

@@ -1,0 +1,124 @@
+//! What requests of all keys share: counters of rows, models and pools, each under its own lock.
+//!
+//! They belong to names and outlive tables: a row that leaves a table and returns finds its
+//! counters as they were.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::enforce::meters::Meters;
+use crate::enforce::ticket::{Cap, Settlement};
+use crate::unit::{Limit, ModelId, PPM, PoolId, TierId};
+use crate::wire::{PoolUsage, Work, Yields};
+
+use super::rules::PoolLimits;
+use super::sync::Mutex;
+
+/// Weight of the newest request in the learned output.
+const OUTPUT_GAIN: f64 = 0.05;
+
+/// One model and tier.
+#[derive(Debug)]
+pub struct RowCell {
+    pub model: ModelId,
+    pub tier: TierId,
+    /// Learned output tokens of a request, as bits; read without the lock.
+    output: AtomicU64,
+    pub state: Mutex<RowState>,
+}
+
+#[derive(Debug, Default)]
+pub struct RowState {
+    pub meters: Meters,
+    pub counted: Counted,
+    /// Work of requests that have ended; unlike what is admitted it never falls.
+    pub settled_work: u64,
+}
+
+/// Cumulative, as reported.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    pub offered: Work,
+    pub admitted: Work,
+    pub refused_limit: Work,
+    pub refused_capacity: Work,
+}
+
+#[derive(Debug)]
+pub struct PoolCell {
+    pub name: PoolId,
+    pub state: Mutex<PoolState>,
+}
+
+#[derive(Debug, Default)]
+pub struct PoolState {
+    pub in_flight: u64,
+    pub waiting: u64,
+    pub upstream_requests: u64,
+    pub upstream_errors: u64,
+}
+
+// === impl RowCell ===
+
+impl RowCell {
+    pub fn new(model: ModelId, tier: TierId) -> RowCell {
+        let output = AtomicU64::new(f64::NAN.to_bits());
+        RowCell { model, tier, output, state: Mutex::new(RowState::default()) }
+    }
+
+    /// None before the first request was settled.
+    pub fn output(&self) -> Option<f64> {
+        Some(f64::from_bits(self.output.load(Ordering::Relaxed))).filter(|output| !output.is_nan())
+    }
+
+    /// Under the row's lock, so that no lesson is lost.
+    pub fn learn(&self, output_tokens: u64) {
+        let seen = output_tokens as f64;
+        let learned = self.output().map_or(seen, |learned| learned + OUTPUT_GAIN * (seen - learned));
+        self.output.store(learned.to_bits(), Ordering::Relaxed);
+    }
+}
+
+// === impl PoolState ===
+
+impl PoolState {
+    /// Whether the pool's caps leave room for a tier that yields this part of them.
+    ///
+    /// The test is on what is there already, so that one large request is never starved.
+    pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields) -> Option<Cap> {
+        let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
+        let whole = u128::from(PPM) * u128::from(PPM);
+        if let Limit::Finite(cap) = limits.waiting_work
+            && u128::from(self.waiting) * whole >= u128::from(cap) * left(yields.waiting)
+        {
+            return Some(Cap::WaitingWork);
+        }
+        if let Limit::Finite(cap) = limits.in_flight {
+            let held = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole);
+            // A tier that yields everything but one slot of a living pool is not shut out.
+            let least = u128::from(cap > 0 && limits.portion.ppm() > 0);
+            if u128::from(self.in_flight) >= held.max(least) {
+                return Some(Cap::InFlight);
+            }
+        }
+        None
+    }
+
+    pub fn count(&mut self, outcome: Settlement) {
+        if outcome == Settlement::NotSent {
+            return;
+        }
+        self.upstream_requests = self.upstream_requests.saturating_add(1);
+        if matches!(outcome, Settlement::UpstreamError | Settlement::Died { .. }) {
+            self.upstream_errors = self.upstream_errors.saturating_add(1);
+        }
+    }
+
+    pub fn usage(&self) -> PoolUsage {
+        PoolUsage {
+            in_flight: self.in_flight,
+            waiting_work: self.waiting,
+            upstream_requests: self.upstream_requests,
+            upstream_errors: self.upstream_errors,
+        }
+    }
+}
