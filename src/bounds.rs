@@ -29,6 +29,7 @@ pub enum Whose {
     Controller,
     Server,
     Node,
+    Ledger,
     Pages,
     Process,
 }
@@ -180,12 +181,20 @@ bounds! {
         TABLE_BYTES_MAX: usize, bytes = 8 << 20, "refused by publisher and node alike; the last good table stays";
         /// Most rows, and most node shares, of one limit table.
         TABLE_ENTRIES_MAX: usize, count = 262_144, "refused by publisher and node alike; the last good table stays";
+        /// Longest body or header value of a dialect, before its placeholders are filled.
+        ANSWER_TEMPLATE_BYTES_MAX: usize, bytes = 4 << 10, "the policy is refused with its place";
+        /// Most headers of one dialect.
+        ANSWER_HEADERS_MAX: usize, count = 32, "the policy is refused with its place";
         /// Longest name of a pool, model, tier or node.
         NAME_BYTES_MAX: usize, bytes = 256, "refused";
         /// Largest encoded usage report.
         REPORT_BYTES_MAX: usize, bytes = 1 << 20, "413; the node leaves out the rows that would pass it";
         /// Longest reason in a usage report why a table was refused.
         NACK_BYTES_MAX: usize, bytes = 512, "cut off";
+        /// Most providers in a usage report.
+        REPORT_PROVIDERS_MAX: usize, count = 256, "left out by the node; refused by the controller";
+        /// Most learned limits of one provider in a usage report.
+        REPORT_LIMITS_MAX: usize, count = 64, "left out by the node; refused by the controller";
         /// Most rows in one usage report.
         REPORT_ROWS_MAX: usize, count = 16_384, "refused";
         /// Largest version that a report may name.
@@ -270,10 +279,12 @@ bounds! {
         CAPS_IDLE_WAIT: Duration, time = Duration::from_secs(60), "the answer is cut off; settled";
         /// Largest configuration or secret file of a node.
         CONFIG_BYTES_MAX: u64, bytes = 1 << 20, "refused; at a reload the last good one stays";
-        /// Largest keys file.
-        KEYS_BYTES_MAX: usize, bytes = 64 << 20, "refused; at a reload the last good one stays";
-        /// Most keys in the keys file.
-        KEYS_MAX: usize, count = 1_000_000, "refused; at a reload the last good one stays";
+        /// Largest accounts file.
+        ACCOUNTS_BYTES_MAX: usize, bytes = 512 << 20, "refused; at a reload the last good one stays";
+        /// Most lines of the accounts file: a million keys and as many accounts.
+        ACCOUNT_LINES_MAX: usize, count = 2_000_000, "refused; at a reload the last good one stays";
+        /// Longest line of the accounts file.
+        ACCOUNT_LINE_BYTES_MAX: usize, bytes = 16 << 10, "refused; at a reload the last good one stays";
         /// Longest credential looked at.
         KEY_BYTES_MAX: usize, bytes = 512, "401";
         /// Furthest that the time of a table's file may lie ahead.
@@ -344,6 +355,44 @@ bounds! {
         LAST_REPORT_WAIT_MAX: Duration, time = Duration::from_secs(2), "dropped";
         /// Longest that an upstream replica which refused a connection is passed over.
         UPSTREAM_SKIP: Duration, time = Duration::from_secs(2), "tried again";
+        /// Most read of a provider's refusal, to learn from it and to try the next one.
+        PROVIDER_ERROR_BYTES_MAX: usize, bytes = 64 << 10, "learned from its status and headers alone; it is not passed on";
+        /// Longest that a provider's refusal is read.
+        PROVIDER_ERROR_WAIT: Duration, time = Duration::from_secs(2), "learned from its status and headers alone; it is not passed on";
+        /// Longest text of a refusal that is looked into, characters.
+        PROVIDER_TEXT_MAX: usize, count = 2_048, "not read";
+        /// Longest that a provider is not asked because it said so.
+        PROVIDER_WAIT_MAX: Duration, time = Duration::from_secs(32 * 86_400), "asked again";
+        /// First pause of a provider that refuses and does not say for how long; each in a row doubles it.
+        PROVIDER_PAUSE_MIN: Duration, time = Duration::from_secs(1), "no pause is shorter";
+        /// Longest pause of a provider that refuses and does not say for how long.
+        PROVIDER_PAUSE_MAX: Duration, time = Duration::from_secs(60), "asked again";
+        /// Pause of a provider that refuses for money and does not say until when.
+        PROVIDER_PARK: Duration, time = Duration::from_secs(300), "asked again";
+        /// Most failures of a provider in a row.
+        PROVIDER_FAILURES_MAX: u32, count = 3, "it pauses as one that refuses";
+        /// Most limits remembered of what a provider says about one model.
+        PROVIDER_LIMITS_MAX: usize, count = 16, "not remembered";
+        /// Most models told apart for one provider.
+        PROVIDER_MODELS_MAX: usize, count = 1_024, "it is asked, and nothing is remembered";
+    }
+    Ledger {
+        /// Most accounts and keys whose budgets are in memory, unless `caps.accounts` says otherwise.
+        CAPS_ACCOUNTS: usize, count = 100_000, "an idle one is forgotten, and read from disk when asked for; without one, hard budgets are closed to the next";
+        /// Most changes that wait for the disk.
+        LEDGER_QUEUE_MAX: usize, count = 1 << 18, "hard budgets are closed until it has caught up; what is in flight is still settled";
+        /// Most changes in the journal before accounts are written out.
+        LEDGER_JOURNAL_ENTRIES_MAX: usize, count = 1 << 16, "accounts are written out, and it is emptied";
+        /// Most accounts written out with one commit.
+        LEDGER_SLICE_MAX: usize, count = 256, "the rest goes with the next commits";
+        /// Memory for pages of the ledger's file.
+        LEDGER_CACHE_BYTES_MAX: usize, bytes = 16 << 20, "read from disk again";
+        /// Pause after the disk failed the ledger.
+        LEDGER_RETRY_WAIT: Duration, time = Duration::from_secs(1), "tried again";
+        /// Most lists of nodes remembered for the owners of budgets.
+        LEDGER_LISTS_MAX: usize, count = 64, "the oldest but one is forgotten: budgets of a period that began then are not owned";
+        /// Most time zones with their periods in memory.
+        LEDGER_ZONES_MAX: usize, count = 64, "computed anew";
     }
     Pages {
         /// Longest that a metrics page is answered from memory: it is encoded once in this time.
@@ -405,6 +454,7 @@ mod tests {
             (Whose::Controller, "Controller"),
             (Whose::Server, "The controller's server"),
             (Whose::Node, "Node"),
+            (Whose::Ledger, "Ledger"),
             (Whose::Pages, "Metrics pages"),
             (Whose::Process, "Processes"),
         ];

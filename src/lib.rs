@@ -25,18 +25,20 @@
 //! |---|---|---|
 //! | [`bounds`] | nothing | bounds nothing: what grows without an entry here is a mistake |
 //! | [`unit`](mod@unit) | nothing | does arithmetic that can panic or yields NaN in a limit |
-//! | [`wire`] | `bounds`, `unit` | opens a socket, reads a clock, applies a table that it did not validate |
+//! | [`planted`] | nothing | is there outside the build of that name |
+//! | [`wire`] | `bounds`, `unit`, `planted` | opens a socket, reads a clock, applies a table that it did not validate |
 //! | [`policy`] | `bounds`, `unit`, `wire` | guesses: a mistake is refused with its place, and nothing of the directory is taken |
 //! | [`observe`] | `bounds`, `unit`, `wire`, `policy` | turns silence into a zero, or waits beyond its deadline |
-//! | [`estimate`] | `bounds`, `unit`, `wire`, `policy`, `observe` | decides |
-//! | [`decide`] | `unit`, `estimate` | sees a tier, a node or a clock |
+//! | [`estimate`] | `bounds`, `unit`, `planted`, `wire`, `policy`, `observe` | decides |
+//! | [`decide`] | `unit`, `planted`, `estimate` | sees a tier, a node or a clock |
 //! | [`allocate`] | `unit` | sees a metric or a name |
 //! | [`dashboard`] | nothing | names a metric that no page has |
 //! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
 //! | [`supervise`] | `bounds` | lets a task end in silence |
 //! | [`publish`] | `bounds`, `unit`, `wire`, `supervise` | decides, or announces what a restart could contradict |
-//! | [`enforce`] | `bounds`, `unit`, `wire`, `metrics`, `supervise` | waits for the controller; admits without a table |
-//! | [`control`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
+//! | [`ledger`] | `bounds`, `unit`, `wire` | counts money in floats, or admits what it cannot account for |
+//! | [`enforce`] | `bounds`, `unit`, `planted`, `wire`, `ledger`, `metrics`, `supervise` | waits for the controller; admits without a table |
+//! | [`control`] | `bounds`, `unit`, `planted`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
@@ -98,7 +100,7 @@
 //!
 //! `daemon` (default) is everything. `sim` is the pure rooms and the simulator, `control` the pure
 //! rooms alone. With none the crate is [`unit`](mod@unit), [`wire`] and, of [`enforce`], the limiter and the
-//! follower of a table file. `bug-*` features plant one bug each for the simulator to catch.
+//! follower of a table file. `planted` holds bugs for the simulator to catch.
 #![forbid(unsafe_code)]
 // Without it, rooms that are not built cannot be linked to.
 #![cfg_attr(feature = "daemon", deny(rustdoc::broken_intra_doc_links))]
@@ -118,9 +120,12 @@ pub mod enforce;
 #[cfg(feature = "control")]
 pub mod estimate;
 #[cfg(feature = "daemon")]
+pub mod ledger;
+#[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "control")]
 pub mod observe;
+pub mod planted;
 #[cfg(feature = "control")]
 pub mod policy;
 #[cfg(feature = "daemon")]

@@ -30,6 +30,13 @@ pub struct SystemClock {
     base: std::time::Instant,
 }
 
+/// Wall time since 1970, for what people and other machines are told. Zero before 1970.
+pub fn unix_now() -> Duration {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A rate per minute, a count, or no limit at all.
 ///
 /// Written as an integer in `0..=MAX_FINITE`, or the word `unlimited`. Zero means zero.

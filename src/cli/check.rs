@@ -11,7 +11,7 @@ use super::Failure;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory of policy files (`*.yaml`, `*.yml`; not `*.test.yaml`).
+    /// Directory of policy files (`*.yaml`, `*.yml`; not `*.test.yaml`), or one file.
     dir: PathBuf,
 }
 

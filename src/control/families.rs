@@ -160,7 +160,7 @@ const IN_FLIGHT_CAP: PoolFamily = pool(
 );
 
 const MOTIONS: [Motion; 3] = [Motion::Follow, Motion::Steer, Motion::Hold];
-const REASONS: [Reason; 13] = [
+const REASONS: [Reason; 14] = [
     Reason::Started,
     Reason::CapacityLost,
     Reason::CapacityGained,
@@ -174,6 +174,7 @@ const REASONS: [Reason; 13] = [
     Reason::NotBinding,
     Reason::SignalsHeld,
     Reason::SignalsStale,
+    Reason::Fixed,
 ];
 
 pub(super) fn decide(sheet: &mut Sheet, tick: &Tick) {
@@ -199,9 +200,10 @@ pub(super) fn decide(sheet: &mut Sheet, tick: &Tick) {
 
 // === common ===
 
-/// One number a pool.
+/// One number a pool; of one that nobody measures there is none.
 pub(super) fn each(sheet: &mut Sheet, family: &PoolFamily, tick: &Tick, pick: fn(&PoolTick) -> Option<f64>) {
-    let pools = tick.pools.iter().take(POOLS_SHOWN_MAX);
+    let measured = |(_, pool): &(&PoolId, &PoolTick)| pool.decision.reason != Reason::Fixed;
+    let pools = tick.pools.iter().filter(measured).take(POOLS_SHOWN_MAX);
     sheet.add(family, pools.filter_map(|(id, pool)| Some(([id.as_str()], pick(pool)?))));
 }
 

@@ -112,8 +112,17 @@ pub fn hold(state: &Path, held: &Held) -> Result<(), String> {
 }
 
 /// The directory is in force again. Without a note that is what a restart believes, too.
-pub fn release(state: &Path) {
-    let _ = std::fs::remove_file(state.join(HELD));
+///
+/// # Errors
+/// With the path: the note stays, and a restart would hold what it says again.
+pub fn release(state: &Path) -> Result<(), String> {
+    let path = state.join(HELD);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}; remove it, or a restart holds the former policy again", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is held, where the directory is still what it was then.
@@ -165,7 +174,10 @@ mod tests {
         hold(dir.path(), &note).unwrap();
         assert_eq!(held(dir.path(), "d1"), Some(note));
         assert_eq!(held(dir.path(), "d2"), None);
-        release(dir.path());
+        release(dir.path()).unwrap();
+        release(dir.path()).unwrap();
         assert_eq!(held(dir.path(), "d1"), None);
+        std::fs::create_dir(dir.path().join(HELD)).unwrap();
+        assert!(release(dir.path()).unwrap_err().contains("remove it"));
     }
 }

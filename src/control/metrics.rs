@@ -400,6 +400,7 @@ mod tests {
             nack: None,
             rows: Vec::new(),
             pools: BTreeMap::new(),
+            providers: BTreeMap::new(),
         };
         metrics.observe_round(&mut seen, at(100), &Round { pools: BTreeMap::new(), usage: vec![report] });
         let state = |now: Instant, interval: u64, name: &str| {

@@ -12,6 +12,7 @@ mod disk;
 mod families;
 #[cfg(feature = "daemon")]
 mod fence;
+mod fixed;
 #[cfg(feature = "daemon")]
 mod granted;
 #[cfg(feature = "daemon")]
@@ -20,6 +21,7 @@ mod history;
 mod latest;
 #[cfg(feature = "daemon")]
 pub mod metrics;
+mod order;
 #[cfg(feature = "daemon")]
 mod outlet;
 #[cfg(feature = "daemon")]
@@ -192,6 +194,9 @@ impl Controller {
         let mut rows = self.rows(now, id);
         let demands: Vec<Demand> = rows.iter().map(|row| row.demand.clone()).collect();
         let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, &demands);
+        if pool.is_fixed() {
+            return fixed::tick(&self.policy, demand, rows);
+        }
         let state = self.state.pools.entry(id.clone()).or_default();
         let witness = Witness { errors: demand.errors_significant, served: demand.served };
         let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, witness);
@@ -203,6 +208,7 @@ impl Controller {
             row.limit = grant.limit;
             row.bound = grant.bound;
         }
+        order::raise_smaller(&self.policy, &mut rows);
         let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
         state.contended_ticks =
             if contended { CONTENDED_TICKS } else { state.contended_ticks.saturating_sub(1) };

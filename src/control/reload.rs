@@ -252,7 +252,9 @@ impl Reloader {
         self.metrics.reloaded(judged.is_ok());
         match judged {
             Ok(loaded) => {
-                history::release(&self.state);
+                if let Err(reason) = history::release(&self.state) {
+                    tracing::error!(%reason, "the note of what is held is still there");
+                }
                 Ok(self.accept(loaded))
             }
             Err(diagnostics) => {

@@ -246,6 +246,7 @@ mod tests {
             nack: None,
             rows: (0..models).map(row).collect(),
             pools: BTreeMap::new(),
+            providers: BTreeMap::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! The version rises only when an entry changes, so entries may not twitch: a limit is republished
 //! when it falls by more than 1 % or rises by more than 3 %.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +13,13 @@ use crate::bounds::SHARED_NODES_MAX;
 use crate::control::Controller;
 use crate::control::PoolTick;
 use crate::control::RowTick;
+use crate::control::order;
 use crate::estimate::NodeDemand;
-use crate::policy::Grant;
-use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId};
+use crate::planted::bug;
+use crate::policy::{Grant, PoolPolicy};
+use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId, ProductId};
 use crate::wire::table::SCHEMA;
-use crate::wire::{Credit, Entry, LimitTable, PoolEntry, Row, Stamp, Yields};
+use crate::wire::{Entry, LimitTable, ModelEntry, PoolEntry, Product, Row, Stamp, Yields};
 
 /// Kept for nodes that have not reported yet: this part of `safe`.
 const UNLISTED_SHARE: u32 = PPM / 100;
@@ -47,11 +49,12 @@ impl Controller {
                 let found = pool.rows.binary_search_by(|row| (&row.model, &row.tier).cmp(&(model, tier)));
                 let Some(tick) = found.ok().and_then(|at| pool.rows.get(at)) else { continue };
                 let old = previous.as_ref().and_then(|table| table.row(model.as_str(), tier.as_str()));
-                let unit = self.policy.pools.get(&policy.pool).map(|pool| pool.unit).unwrap_or_default();
-                // While an edit steers, a loss of capacity is still followed in one step.
-                let steering =
-                    self.state.steering.then(|| STEER_DOWN.min(fall(pool, &policy.pool, &previous)));
-                let (limits, there) = entries(grant, unit.dimension(), tick, old, steering);
+                let Some(served) = self.policy.pools.get(&policy.pool) else { continue };
+                // While an edit steers, a loss of capacity is still followed in one step. What
+                // nobody measures is in force as it is written.
+                let steers = self.state.steering && !served.is_fixed();
+                let steering = steers.then(|| STEER_DOWN.min(fall(pool, &policy.pool, &previous)));
+                let (limits, there) = entries(grant, served, tick, old, steering);
                 arrived &= there;
                 let (model, tier) = (model.clone(), tier.clone());
                 let yields = yields(pool, tick.priority);
@@ -61,11 +64,14 @@ impl Controller {
                     pool: policy.pool.clone(),
                     yields,
                     limits,
-                    product: None,
-                    budgets: BTreeMap::new(),
-                    credit: Credit::Ignored,
+                    product: self.product(&served.product),
+                    budgets: grant.budgets.clone(),
+                    credit: grant.credit,
                 });
             }
+        }
+        if !self.state.steering {
+            order::keep(&self.policy, &mut rows);
         }
         self.state.steering &= !arrived;
         let entries = self.pool_entries(pools, previous.as_deref());
@@ -77,16 +83,26 @@ impl Controller {
             valid_for_ms: millis(self.policy.valid_for()),
             pools: entries,
             rows,
-            products: BTreeMap::new(),
-            models: BTreeMap::new(),
-            providers: BTreeMap::new(),
+            products: self.policy.products.clone(),
+            models: self.policy.models.iter().map(|(id, model)| (id.clone(), model.entry.clone())).collect(),
+            providers: self.policy.providers.clone(),
         };
+        // What says nothing is not said.
+        table.products.retain(|_, product| *product != Product::default());
+        table.models.retain(|_, entry| *entry != ModelEntry::default());
+        table.providers.retain(|_, limits| !limits.is_empty());
         let changed = previous.as_deref().is_none_or(|previous| !previous.same_entries(&table));
         table.stamp = self.next_stamp(changed);
         self.state.stamp = table.stamp;
         let table = Arc::new(table);
         self.state.table = Some(Arc::clone(&table));
         (table, changed)
+    }
+
+    /// The product of a row, where there is more to say of it than the defaults.
+    fn product(&self, name: &str) -> Option<ProductId> {
+        let (id, product) = self.policy.products.get_key_value(name)?;
+        (*product != Product::default()).then(|| id.clone())
     }
 
     fn next_stamp(&self, changed: bool) -> Stamp {
@@ -103,7 +119,7 @@ impl Controller {
                 tick: above.tick.saturating_add(1),
             };
         }
-        let rise = u64::from(changed && !cfg!(feature = "bug-version-reused"));
+        let rise = u64::from(changed && !bug("version-reused"));
         Stamp {
             epoch: own.epoch,
             version: own.version.saturating_add(rise),
@@ -121,8 +137,8 @@ impl Controller {
             let Some(policy) = self.policy.pools.get(id) else { continue };
             let old = previous.and_then(|table| table.pools.get(id));
             let damp = |new: Option<f64>, old: Option<Limit>| match new {
-                Some(new) => damped(Limit::from_f64(round_down(new)), old),
-                None => Limit::Unlimited,
+                Some(new) if !policy.is_fixed() => damped(Limit::from_f64(round_down(new)), old),
+                _ => Limit::Unlimited,
             };
             let entry = PoolEntry {
                 unit: policy.unit,
@@ -143,37 +159,39 @@ impl Controller {
 /// Every dimension of one row, and whether all of them are where the policy wants them.
 fn entries(
     grant: &Grant,
-    controlled: Dimension,
+    pool: &PoolPolicy,
     tick: &RowTick,
     old: Option<&Row>,
     steering: Option<f64>,
 ) -> (BTreeMap<Dimension, Entry>, bool) {
     let mut limits = BTreeMap::new();
     let mut arrived = true;
-    let dimensions = grant.tier_limits.keys().chain(grant.key_limits.keys()).chain([&controlled]);
+    let controlled = pool.unit.dimension();
+    let stated = [&grant.tier_limits, &grant.key_limits, &grant.account_limits];
+    let dimensions: BTreeSet<&Dimension> =
+        stated.into_iter().flat_map(BTreeMap::keys).chain([&controlled]).collect();
     for dimension in dimensions {
         let before = old.and_then(|row| row.limits.get(dimension));
-        let key = grant.key_limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
-        let wanted = if *dimension == controlled {
-            let tier_limit = published(tick, grant, before.map(|entry| entry.tier_limit));
-            let key_limit = key.min(grant.ceiling);
-            Entry {
-                tier_limit,
-                key_limit,
-                safe: Limit::Finite(grant.safe).min(grant.ceiling),
-                ceiling: grant.ceiling,
+        let of =
+            |limits: &BTreeMap<Dimension, Limit>| limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
+        let ceiling = if *dimension == controlled { grant.ceiling } else { of(&grant.tier_limits) };
+        let constant = Entry {
+            tier_limit: ceiling,
+            key_limit: of(&grant.key_limits).min(ceiling),
+            account_limit: of(&grant.account_limits).min(ceiling),
+            safe: ceiling,
+            ceiling,
+            guarantee: Limit::Finite(0),
+        };
+        let wanted = match *dimension == controlled {
+            true if pool.is_fixed() => Entry { guarantee: Limit::Finite(grant.guarantee), ..constant },
+            true => Entry {
+                tier_limit: published(tick, grant, before.map(|entry| entry.tier_limit)),
+                safe: Limit::Finite(grant.safe).min(ceiling),
                 guarantee: Limit::Finite(grant.guarantee),
-                ..Entry::default()
-            }
-        } else {
-            let tier = grant.tier_limits.get(dimension).copied().unwrap_or(Limit::Unlimited);
-            Entry {
-                tier_limit: tier,
-                key_limit: key.min(tier),
-                safe: tier,
-                ceiling: tier,
-                ..Entry::default()
-            }
+                ..constant
+            },
+            false => constant,
         };
         let entry = match (before, steering) {
             (Some(before), Some(down)) => steered(before, &wanted, down),
@@ -203,7 +221,7 @@ fn published(tick: &RowTick, grant: &Grant, old: Option<Limit>) -> Limit {
 /// from `unlimited` there is no proportional way.
 fn steered(before: &Entry, wanted: &Entry, down: f64) -> Entry {
     let steer = |before: Limit, wanted: Limit, ceiling: Limit| match (before, wanted) {
-        (Limit::Finite(from), Limit::Finite(to)) if !cfg!(feature = "bug-no-steer-bound") => {
+        (Limit::Finite(from), Limit::Finite(to)) if !bug("no-steer-bound") => {
             let lowest = (from as f64 * down).ceil() as u64;
             let of = ceiling.finite().unwrap_or(to.max(from));
             let highest = from.saturating_add(((of as f64 * STEER_UP_OF_CEILING) as u64).max(1));
@@ -274,11 +292,8 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
         .take(SHARED_NODES_MAX)
         .map(|node| (node.node.clone(), kept(node).unwrap_or_else(|| share(node))))
         .collect();
-    let fresh = if cfg!(feature = "bug-full-limit-per-node") {
-        fresh.into_keys().map(|node| (node, PPM)).collect()
-    } else {
-        fresh
-    };
+    let fresh =
+        if bug("full-limit-per-node") { fresh.into_keys().map(|node| (node, PPM)).collect() } else { fresh };
     match old {
         Some(old) if old.keys().eq(fresh.keys()) && close(old, &fresh) => old.clone(),
         _ => fresh,

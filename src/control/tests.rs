@@ -14,7 +14,16 @@ fn grant(priority: u32, guarantee: u64, ceiling: Limit) -> Grant {
     let weight = f64::from(4 / priority);
     let key_limits = [(Dimension::RequestsPerMinute, Limit::Finite(600))].into();
     let tier_limits = [(Dimension::RequestsPerMinute, Limit::Finite(6000))].into();
-    Grant { priority, weight, guarantee, safe: guarantee, ceiling, tier_limits, key_limits }
+    Grant {
+        priority,
+        weight,
+        guarantee,
+        safe: guarantee,
+        ceiling,
+        tier_limits,
+        key_limits,
+        ..Grant::default()
+    }
 }
 
 fn policy(digest: &str, starter: Limit) -> Arc<Policy> {
@@ -34,7 +43,8 @@ fn policy(digest: &str, starter: Limit) -> Arc<Policy> {
         digest: digest.into(),
         interval: Duration::from_secs(2),
         pools: [(PoolId::new("pool"), pool)].into(),
-        models: [(ModelId::new("m"), ModelPolicy { pool: PoolId::new("pool"), tiers: tiers.into() })].into(),
+        models: [(ModelId::new("m"), ModelPolicy::new(PoolId::new("pool"), tiers.into()))].into(),
+        ..Policy::default()
     })
 }
 
@@ -94,6 +104,7 @@ impl Run {
             nack: None,
             rows: vec![row("enterprise"), row("starter")],
             pools: BTreeMap::new(),
+            providers: BTreeMap::new(),
         }
     }
 

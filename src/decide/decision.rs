@@ -59,4 +59,6 @@ pub enum Reason {
     SignalsHeld,
     /// Signals are older than five intervals.
     SignalsStale,
+    /// Nobody measures the pool: what the policy states is in force.
+    Fixed,
 }

@@ -18,6 +18,7 @@ pub use decision::{Decision, Motion, Reason};
 use crate::estimate::Estimate;
 use crate::estimate::Freshness;
 use crate::estimate::PoolDemand;
+use crate::planted::bug;
 use crate::unit::Instant;
 
 /// Publish and scrape delay beyond the interval: one feedback delay is `interval + DELAY`.
@@ -210,7 +211,7 @@ impl Law {
     /// Without signals nothing rises, and the budget goes to safe slowly: what died may be the
     /// scraper.
     fn drift(&mut self, context: &Context, budget: f64) -> (f64, Motion, Reason) {
-        if cfg!(feature = "bug-raise-on-stale") {
+        if bug("raise-on-stale") {
             return (budget * 1.1, Motion::Steer, Reason::SignalsStale);
         }
         let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
@@ -309,7 +310,7 @@ impl Law {
             }
             let used = demand.admitted.work > USED * budget;
             if demand.binding && used {
-                let growth = if cfg!(feature = "bug-raise-unbounded") { 2.0 } else { SLOW_START };
+                let growth = if bug("raise-unbounded") { 2.0 } else { SLOW_START };
                 return (budget * growth, Motion::Steer, Reason::SlowStart);
             }
             return (budget, Motion::Hold, Reason::NotBinding);

@@ -18,6 +18,9 @@ pub const MINUTE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Portion {
     ppm: u32,
+    /// Of what one key or account may use. Nothing is set aside of that for nodes that are not
+    /// listed: those grant a key its whole limit, and are bounded by their part of the tier's.
+    of_keys: u32,
     /// Of the limit when listed, of `safe` otherwise.
     listed: bool,
 }
@@ -40,13 +43,18 @@ pub struct Allowance {
 
 impl Portion {
     /// The only node there is.
-    pub const WHOLE: Portion = Portion { ppm: PPM, listed: true };
+    pub const WHOLE: Portion = Portion { ppm: PPM, of_keys: PPM, listed: true };
 
     /// A share of zero counts as not listed: the reserve for such nodes covers it.
     pub fn of(pool: &PoolEntry, node: &NodeId) -> Portion {
         match pool.share(node) {
-            Share::Listed(ppm) if ppm > 0 => Portion { ppm: ppm.min(PPM), listed: true },
-            _ => Portion { ppm: pool.unlisted_share.min(PPM), listed: false },
+            Share::Listed(ppm) if ppm > 0 => {
+                let listed = u64::from(PPM.saturating_sub(pool.unlisted_share)).max(1);
+                let of_keys = u64::from(ppm) * u64::from(PPM) / listed;
+                let of_keys = u32::try_from(of_keys).unwrap_or(PPM).min(PPM);
+                Portion { ppm: ppm.min(PPM), of_keys, listed: true }
+            }
+            _ => Portion { ppm: pool.unlisted_share.min(PPM), of_keys: PPM, listed: false },
         }
     }
 
@@ -74,9 +82,8 @@ impl Allowance {
     pub fn of(dimension: Dimension, limit: Limit, scope: Scope, portion: Portion) -> Option<Allowance> {
         let limit = limit.finite()?;
         let ppm = match scope {
-            // The tier's limit, which the reserve bounds, holds for all keys of such a node.
-            Scope::Key | Scope::Account if !portion.listed => PPM,
-            _ => portion.ppm,
+            Scope::Key | Scope::Account => portion.of_keys,
+            Scope::Tier | Scope::Model | Scope::Provider => portion.ppm,
         };
         let mut micro = u128::from(limit) * u128::from(ppm);
         if scope != Scope::Tier && limit > 0 {
@@ -103,5 +110,40 @@ impl Allowance {
     /// Whole units that fit one minute.
     pub fn minute(&self) -> u64 {
         u64::try_from(self.depth / GRAINS).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::unit::{NodeId, WorkUnit};
+
+    /// What is kept for nodes that have not reported is the tier's: the only node there is admits a
+    /// key's 10,000 requests, not 9,900, and two nodes together no more than that.
+    #[test]
+    fn listed_nodes_divide_a_keys_whole_limit_among_them() {
+        let portion = |shares: &[u32]| -> Vec<u32> {
+            let nodes = |at: usize| NodeId::new(format!("n{at}"));
+            let pool = PoolEntry {
+                unit: WorkUnit::Tokens,
+                output_cost_milli: 1_000,
+                budget: Limit::Unlimited,
+                waiting_work: Limit::Unlimited,
+                in_flight: Limit::Unlimited,
+                degraded: false,
+                shares: shares
+                    .iter()
+                    .enumerate()
+                    .map(|(at, ppm)| (nodes(at), *ppm))
+                    .collect::<BTreeMap<_, _>>(),
+                unlisted_share: PPM / 100,
+            };
+            (0..shares.len()).map(|at| Portion::of(&pool, &nodes(at)).of_keys).collect()
+        };
+        assert_eq!(portion(&[PPM / 100 * 99]), [PPM]);
+        assert_eq!(portion(&[PPM / 100 * 66, PPM / 100 * 33]), [666_666, 333_333]);
+        assert_eq!(portion(&[0]), [PPM], "not listed");
     }
 }

@@ -1,40 +1,43 @@
 //! One request through the node: who asks, for what, whether now, and where to.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
+use crate::enforce::accounts::{Accounts, Holder, NoTier};
 use crate::enforce::answer::{self, closing};
-use crate::enforce::ask::{self, Ask};
+use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
-use crate::enforce::follow_http::chain;
-use crate::enforce::headers::{prepare, remove_prefixed, strip};
+use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::keyring::{Holder, Keyring};
-use crate::enforce::limiter::Quotas;
-use crate::enforce::meter::Meter;
+use crate::enforce::limiter::{Limiter, Quotas};
+use crate::enforce::limits;
+use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
-use crate::enforce::stream::{Body, Estimate, Guard, Metered};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Settlement, Verdict};
-use crate::enforce::upstream::{Outstanding, Routing, Upstream};
+use crate::enforce::stream::{Body, Guard};
+use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
+use crate::enforce::upstream::Routing;
+use crate::enforce::voice::Voice;
+use crate::unit::ModelId;
+use crate::unit::unix_now;
+use crate::wire::Row;
+use crate::wire::dialect::Kind;
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
     pub shared: Arc<Shared>,
     pub routing: ArcSwap<Routing>,
-    pub keyring: ArcSwap<Keyring>,
+    pub accounts: ArcSwap<Accounts>,
     pub client: HttpClient,
     pub caps: Caps,
     /// Room for the bodies of all requests together, see [`intake`].
@@ -49,12 +52,8 @@ pub struct Gate {
 /// and a model's name in a body is no key to them.
 const API: &str = "/v1/";
 const MODELS: &str = "/v1/models";
-
-/// An upstream's response, and what has to outlive its headers.
-struct Sent {
-    response: Response<Incoming>,
-    outstanding: Outstanding,
-}
+/// Where a tenant asks how it stands.
+const LIMITS: &str = "/v1/limits";
 
 // === impl Gate ===
 
@@ -65,17 +64,62 @@ impl Gate {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
         }
-        let Some(holder) = self.keyring.load().identify(request.headers()).cloned() else {
+        let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
-            let response = answer::unauthorized();
+            let response = self.unauthorized();
             let through =
                 self.puts_up_with(&request) && (!unread || intake::discard(request.into_body()).await);
             return if through { response } else { closing(response) };
         };
+        match self.proceed(request, &holder).await {
+            Ok(response) => response,
+            // Answered before its model was known: what is known of the key is shown all the same.
+            Err(response) => self.marked(response, &holder),
+        }
+    }
+
+    /// The same bytes for every way of not being known.
+    fn unauthorized(&self) -> Response<Body> {
+        let held = self.shared.cell.held();
+        let voice = Voice::of_nobody(held.as_ref().map(|held| &*held.table));
+        let mut response = voice.say(Kind::Unauthorized, "", moment());
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
+    }
+
+    fn marked(&self, mut response: Response<Body>, holder: &Holder) -> Response<Body> {
+        let (held, moment) = (self.shared.cell.held(), moment());
+        let voice = Voice::of_holder(held.as_ref().map(|held| &*held.table), holder);
+        let quotas = voice.row.map_or_else(Quotas::default, |row| {
+            self.quotas(&limits::request(holder, row.model.as_str(), &row.tier))
+        });
+        voice.mark(&mut response, &quotas, None, moment);
+        response
+    }
+
+    fn quotas(&self, wanted: &ticket::Request<'_>) -> Quotas {
+        let quotas = |limiter: &Limiter, now| limiter.quotas(now, wanted, None);
+        self.shared.cell.with(quotas)
+    }
+
+    /// How the holder stands with every model.
+    fn limits(&self, holder: &Holder) -> Response<Body> {
+        let Some(held) = self.shared.cell.held() else { return answer::no_limits() };
+        let standings = limits::standings(&held.table, holder, moment(), |wanted| self.quotas(wanted));
+        answer::json(&standings)
+    }
+
+    /// `Err`: an answer that still has to show how the key stands.
+    async fn proceed(
+        &self,
+        request: Request<Incoming>,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         // An asterisk or nothing would end up in the authority of the upstream's URL.
         if !request.uri().path().starts_with('/') {
             self.shared.count.bad_requests();
-            return closing(answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash"));
+            let response = answer::invalid(StatusCode::BAD_REQUEST, "the path must start with a slash");
+            return Err(closing(response));
         }
         let (parts, body) = request.into_parts();
         // The room is held for as long as the body is.
@@ -86,17 +130,14 @@ impl Gate {
                     Refused::NoRoom => self.shared.count.bodies_refused(),
                     _ => self.shared.count.bad_requests(),
                 }
-                return closing(refused.answer(&self.caps));
+                return Err(closing(refused.answer(&self.caps)));
             }
         };
-        let ask = match understand(&parts, &body) {
-            Ok(ask) => ask,
-            Err(message) => {
-                self.shared.count.bad_requests();
-                return answer::invalid(StatusCode::BAD_REQUEST, &message);
-            }
-        };
-        self.decide(Request::from_parts(parts, body), &ask, &holder).await
+        let ask = understand(&parts, &body).map_err(|message| {
+            self.shared.count.bad_requests();
+            answer::invalid(StatusCode::BAD_REQUEST, &message)
+        })?;
+        self.decide(Request::from_parts(parts, body), &ask, holder).await
     }
 
     /// Whether the source of a request without a valid key may keep its connection.
@@ -106,28 +147,47 @@ impl Gate {
         strangers.attempt(source, self.shared.cell.now())
     }
 
-    async fn decide(&self, request: Request<Bytes>, ask: &Ask, holder: &Holder) -> Response<Body> {
+    async fn decide(
+        &self,
+        request: Request<Bytes>,
+        ask: &Ask,
+        holder: &Holder,
+    ) -> Result<Response<Body>, Response<Body>> {
         let routing = self.routing.load_full();
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
-            return self.models(&routing, holder);
+            return Err(self.models(&routing, holder));
+        }
+        if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
+            return Err(self.limits(holder));
         }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
             self.shared.count.bad_requests();
-            return answer::unknown_path();
+            return Err(answer::unknown_path());
         }
-        let found = ask.model.as_deref().or(routed);
-        let Some((model, upstream)) = found.and_then(|model| Some((model, routing.upstream(model)?))) else {
+        let (held, moment) = (self.shared.cell.held(), moment());
+        let table = held.as_ref().map(|held| &*held.table);
+        let unknown = |model| {
             self.shared.count.unknown_models();
-            return answer::unknown_model();
+            Voice::of_holder(table, holder).say(Kind::UnknownModel, model, moment)
         };
+        let found = ask.model.as_deref().or(routed);
+        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
+        let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
+            return Err(unknown(found.unwrap_or_default()));
+        };
+        let product = table.and_then(|table| table.product_of(model));
+        let tier = holder.tier(product).map_err(|none| match none {
+            NoTier::BelowMinimum => Voice::of_product(table, product).say(Kind::Recharge, model, moment),
+            NoTier::Unknown => unknown(model),
+        })?;
         let wanted = ticket::Request {
             input_tokens: ask.input_tokens,
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
-            ..ticket::Request::new(model, holder.tier.as_str(), holder.counters)
+            ..limits::request(holder, model, tier)
         };
         let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
             let verdict = limiter.admit(now, &wanted);
@@ -139,128 +199,54 @@ impl Gate {
             };
             (verdict, limiter.quotas(now, &wanted, refused))
         });
+        let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let ticket = match verdict {
             Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => return self.refuse(&refusal, &quotas),
+            Verdict::Refused(refusal) => {
+                self.count(&refusal);
+                return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
+            }
         };
         let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let mut response = self.forward(request, ask, upstream, guard).await;
-        answer::quota_headers(response.headers_mut(), &quotas);
-        response
+        let errand = Errand { request, ask, model: ModelId::new(model) };
+        match self.forward(errand, &route, guard).await {
+            Ok(mut response) => {
+                voice.mark(&mut response, &quotas, None, moment);
+                Ok(response)
+            }
+            // Asking took its time: when to come again counts from now on.
+            Err(refusal) => {
+                self.count(&refusal);
+                let refused = voice.refuse(&refusal, &wanted, &quotas, self::moment());
+                refused.ok_or_else(answer::no_limits)
+            }
+        }
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
     fn models(&self, routing: &Routing, holder: &Holder) -> Response<Body> {
         let held = self.shared.cell.held();
-        let rows = held.iter().flat_map(|held| &held.table.rows);
-        let mine =
-            rows.filter(|row| row.tier == holder.tier && routing.upstream(row.model.as_str()).is_some());
+        let Some(held) = held.as_ref() else { return answer::models(std::iter::empty()) };
+        let has = |row: &&Row| {
+            let product = row.product.as_ref().and_then(|product| held.table.products.get(product));
+            let entry = held.table.models.get(&row.model);
+            holder.tier(product) == Ok(&row.tier) && routing.serves(row.model.as_str(), entry)
+        };
+        let mine = held.table.rows.iter().filter(has);
         answer::models(mine.take(MODELS_LISTED_MAX).map(|row| row.model.as_str()))
     }
 
-    fn refuse(&self, refusal: &Refusal, quotas: &Quotas) -> Response<Body> {
+    fn count(&self, refusal: &Refusal) {
         self.shared.count.refusals.count(&refusal.reason);
         if matches!(refusal.reason, RefusalReason::UnknownModel | RefusalReason::UnknownTier) {
             self.shared.count.unknown_models();
         }
-        let mut response = answer::refusal(refusal, jitter());
-        answer::quota_headers(response.headers_mut(), quotas);
-        response
-    }
-
-    async fn forward(
-        &self,
-        mut request: Request<Bytes>,
-        ask: &Ask,
-        upstream: &Upstream,
-        mut guard: Guard,
-    ) -> Response<Body> {
-        let asked_usage = ask_for_usage(&mut request, ask, upstream);
-        prepare(request.headers_mut(), upstream);
-        let patience = match ask.streamed {
-            true => Duration::from_secs(self.caps.first_byte_seconds),
-            false => Duration::from_secs(self.caps.answer_seconds),
-        };
-        let sent = self.send(&request, upstream, &mut guard, patience).await;
-        let Sent { response, outstanding } = match sent {
-            Ok(sent) => sent,
-            Err(response) => return response,
-        };
-        let (mut parts, body) = response.into_parts();
-        if parts.status.is_server_error() {
-            guard.settle(Settlement::UpstreamError);
-        } else if parts.status.is_client_error() {
-            guard.settle(Settlement::Rejected);
-        } else {
-            guard.on_drop(Settlement::Broken { output_seen: 0 });
-        }
-        strip(&mut parts.headers);
-        remove_prefixed(&mut parts.headers, "x-ratelimit-");
-        let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let encoded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
-        let meter = Meter::new(content_type, encoded, asked_usage, self.answers.part());
-        if asked_usage && meter.is_events() {
-            parts.headers.remove(header::CONTENT_LENGTH);
-        }
-        let estimate = Estimate { input_tokens: ask.input_tokens, images: ask.images };
-        let idle = Duration::from_secs(self.caps.idle_seconds);
-        let body = Metered::new(body, meter, guard, outstanding, estimate, idle);
-        Response::from_parts(parts, body.boxed_unsync())
-    }
-
-    /// Sends to the least busy replica; only where nothing was sent is another one tried.
-    async fn send(
-        &self,
-        request: &Request<Bytes>,
-        upstream: &Upstream,
-        guard: &mut Guard,
-        patience: Duration,
-    ) -> Result<Sent, Response<Body>> {
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        for replica in upstream.candidates(self.shared.cell.now()) {
-            let Ok(url) = replica.url(path) else {
-                return Err(answer::invalid(StatusCode::BAD_REQUEST, "the path is not valid"));
-            };
-            let outstanding = replica.begin();
-            let mut outgoing = Request::new(Full::new(request.body().clone()));
-            *outgoing.method_mut() = request.method().clone();
-            *outgoing.uri_mut() = url;
-            *outgoing.headers_mut() = request.headers().clone();
-            guard.on_drop(Settlement::Broken { output_seen: 0 });
-            match tokio::time::timeout(patience, self.client.request(outgoing)).await {
-                Ok(Ok(response)) => return Ok(Sent { response, outstanding }),
-                Ok(Err(error)) if error.is_connect() => {
-                    guard.on_drop(Settlement::NotSent);
-                    guard.attempt_failed();
-                    self.shared.count.connect_errors();
-                    if replica.skip(self.shared.cell.now()) {
-                        tracing::warn!(upstream = replica.base(), error = %chain(&error), "replica not reachable");
-                    }
-                }
-                Ok(Err(error)) => {
-                    guard.settle(Settlement::UpstreamError);
-                    tracing::debug!(upstream = replica.base(), error = %chain(&error), "upstream broke off");
-                    return Err(bad_gateway("the upstream broke off before it answered"));
-                }
-                Err(_) => {
-                    guard.settle(Settlement::Died { output_seen: 0 });
-                    tracing::debug!(upstream = replica.base(), "no first byte in time");
-                    let message = "the upstream did not answer in time";
-                    return Err(answer::error(
-                        StatusCode::GATEWAY_TIMEOUT,
-                        "upstream_error",
-                        "upstream_timeout",
-                        message,
-                    ));
-                }
-            }
-        }
-        Err(bad_gateway("no replica can be reached"))
     }
 }
 
-fn bad_gateway(message: &str) -> Response<Body> {
-    answer::error(StatusCode::BAD_GATEWAY, "upstream_error", "upstream_unavailable", message)
+/// Read once for one answer, so that all it says of time is of one instant.
+fn moment() -> Moment {
+    Moment { unix: unix_now(), jitter: jitter() }
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?
@@ -284,19 +270,4 @@ fn understand(parts: &http::request::Parts, body: &Bytes) -> Result<Ask, String>
         return Ask::parse(body);
     }
     Ok(Ask::opaque(body.len()))
-}
-
-/// Adds the option that makes OpenAI-compatible streams report usage, where it is known to be
-/// understood and the client has set no option of its own.
-fn ask_for_usage(request: &mut Request<Bytes>, ask: &Ask, upstream: &Upstream) -> bool {
-    let path = request.uri().path();
-    let understood = path.ends_with("/chat/completions") || path.ends_with("/completions");
-    if !(understood && upstream.ask_usage && ask.streamed && ask.options_free) {
-        return false;
-    }
-    let Some(changed) = ask::with_usage(request.body()) else {
-        return false;
-    };
-    *request.body_mut() = changed;
-    true
 }

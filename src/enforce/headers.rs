@@ -1,7 +1,9 @@
 //! Which headers pass: what names an identity or belongs to one connection stays here.
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
 
+use crate::enforce::provider::is_quota;
 use crate::enforce::upstream::Upstream;
 
 /// Meant for one connection, never passed on.
@@ -62,8 +64,14 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-pub fn remove_prefixed(headers: &mut HeaderMap, prefix: &str) {
-    remove_where(headers, |name| name.starts_with(prefix));
+/// What an upstream says of its own limits and of its own time to come again. Only an error that
+/// is passed on keeps its Retry-After: there the upstream speaks for itself.
+pub fn remove_quotas(headers: &mut HeaderMap, status: StatusCode) {
+    remove_where(headers, is_quota);
+    headers.remove("retry-after-ms");
+    if !status.is_client_error() && !status.is_server_error() {
+        headers.remove(header::RETRY_AFTER);
+    }
 }
 
 /// Some servers take an underscore for a dash.

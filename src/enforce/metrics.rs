@@ -82,7 +82,7 @@ const NODE: Family<1> =
     Family::gauge("tidegate_enforce_node_info", "The name that shares are given to.", ["node"]);
 const REQUESTS: Family<4> = Family::counter(
     "tidegate_enforce_requests_total",
-    "Requests by verdict: admitted, refused_limit (429), refused_capacity (503).",
+    "Requests by verdict: admitted, refused_limit (429), refused_capacity (503, or as the dialect has it).",
     ["pool", "model", "tier", "verdict"],
 );
 const WORK: Family<4> = Family::counter(
@@ -116,6 +116,16 @@ const UPSTREAM_ERRORS: Family<1> = Family::counter(
     "Of those, failed by the upstream: refused or broken connections, 5xx.",
     ["pool"],
 );
+const ATTEMPTS: Family<2> = Family::counter(
+    "tidegate_enforce_provider_attempts_total",
+    "Requests sent to a provider by what came of them, and those that passed it over while it was held.",
+    ["provider", "outcome"],
+);
+const PROVIDER_HELD: Family<1> = Family::gauge(
+    "tidegate_enforce_provider_held_seconds",
+    "Longest that a model of the provider is still not asked for.",
+    ["provider"],
+);
 const SHARE: Family<1> =
     Family::gauge("tidegate_enforce_share_ratio", "Part of every limit that this node may use.", ["pool"]);
 const KEYS: Family<0> = Family::gauge("tidegate_enforce_keys", "States of keys in memory.", []);
@@ -142,6 +152,7 @@ pub fn page(shared: &Shared, detail: Detail) -> Result<Vec<u8>, prometheus::Erro
     sheet.add(&REFUSED, shared.count.refusals.all().map(|(reason, count)| ([reason], count as f64)));
     let held = shared.cell.held();
     usage(&mut sheet, shared, detail);
+    providers(&mut sheet, shared);
     if let Some(held) = held {
         table(&mut sheet, &held, shared.cell.now(), &shared.node, detail);
     }
@@ -194,6 +205,25 @@ fn usage(sheet: &mut Sheet, shared: &Shared, detail: Detail) {
     by_pool(&UPSTREAM, |pool| pool.upstream_requests);
     by_pool(&UPSTREAM_ERRORS, |pool| pool.upstream_errors);
     sheet.one(&KEYS, keys as f64);
+}
+
+fn providers(sheet: &mut Sheet, shared: &Shared) {
+    let all = shared.with_providers(|providers, now| providers.usage(now));
+    let outcomes = all.iter().flat_map(|(name, provider)| {
+        let outcomes = [
+            ("served", provider.served),
+            ("limited", provider.limited),
+            ("exhausted", provider.exhausted),
+            ("overloaded", provider.overloaded),
+            ("failed", provider.failed),
+            ("rejected", provider.rejected),
+            ("skipped", provider.skipped),
+        ];
+        outcomes.map(|(outcome, count)| ([name.as_str(), outcome], count as f64))
+    });
+    sheet.add(&ATTEMPTS, outcomes);
+    let held = all.iter().map(|(name, provider)| ([name.as_str()], provider.held_ms as f64 / 1_000.0));
+    sheet.add(&PROVIDER_HELD, held);
 }
 
 fn table(sheet: &mut Sheet, held: &Held, now: Instant, node: &NodeId, detail: Detail) {

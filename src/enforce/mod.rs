@@ -17,6 +17,8 @@ pub mod store;
 pub mod ticket;
 
 #[cfg(feature = "daemon")]
+pub mod accounts;
+#[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
 mod answer;
@@ -27,9 +29,13 @@ mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+mod fallback;
+#[cfg(feature = "daemon")]
 mod files;
 #[cfg(feature = "daemon")]
 mod follow_http;
+#[cfg(feature = "daemon")]
+mod forward;
 #[cfg(feature = "daemon")]
 pub mod framing;
 #[cfg(feature = "daemon")]
@@ -39,7 +45,7 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
-pub mod keyring;
+mod limits;
 #[cfg(feature = "daemon")]
 pub mod meter;
 #[cfg(feature = "daemon")]
@@ -48,6 +54,10 @@ mod metrics;
 pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
+#[cfg(feature = "daemon")]
+mod provider;
+#[cfg(feature = "daemon")]
+mod render;
 #[cfg(feature = "daemon")]
 mod report;
 #[cfg(feature = "daemon")]
@@ -62,6 +72,8 @@ mod strangers;
 mod stream;
 #[cfg(feature = "daemon")]
 mod upstream;
+#[cfg(feature = "daemon")]
+mod voice;
 
 pub use cell::Cell;
 pub use limiter::{Limiter, Quota, Quotas};

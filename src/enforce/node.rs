@@ -19,13 +19,13 @@ use tokio::task::spawn_blocking;
 
 use crate::bounds::ADMIN_CONNECTIONS_MAX;
 use crate::bounds::NODE_DRAIN;
+use crate::enforce::accounts::Accounts;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::{HttpClient, client};
 use crate::enforce::config::{ConfigError, KeySource, NodeConfig, TableSource};
 use crate::enforce::files::{KeysError, follow_keys, follow_secret, follow_table, read_keys};
 use crate::enforce::gateway::Gate;
-use crate::enforce::keyring::Keyring;
 use crate::enforce::patient::Patient;
 use crate::enforce::report::Reporter;
 use crate::enforce::room::Room;
@@ -36,6 +36,7 @@ use crate::enforce::upstream::Routing;
 use crate::enforce::{follow_http, intake};
 use crate::metrics::Page;
 use crate::supervise::{Beat, Tasks, Watchdog};
+use crate::wire::UsageReport;
 
 /// Starts nodes.
 pub struct Node;
@@ -89,7 +90,7 @@ impl Node {
         if !config.admin.ip().is_loopback() {
             return Err(NodeError::AdminExposed(config.admin));
         }
-        let keyring = read_keys(&config.keys)?;
+        let accounts = read_keys(&config.keys, &Accounts::default())?;
         let routing = Routing::new(&config.routing).map_err(NodeError::Routing)?;
         let connect = Duration::from_secs(config.caps.connect_seconds.max(1));
         let client = client(connect).map_err(|error| NodeError::Tls(error.to_string()))?;
@@ -99,7 +100,7 @@ impl Node {
         let gate = Arc::new(Gate {
             shared: Arc::clone(&shared),
             routing: ArcSwap::from_pointee(routing),
-            keyring: ArcSwap::from_pointee(keyring),
+            accounts: ArcSwap::from_pointee(accounts),
             client: client.clone(),
             caps: config.caps,
             bodies: intake::room(&config.caps),
@@ -147,6 +148,11 @@ impl Running {
     /// The limiter and its table; for whoever embeds the node.
     pub fn cell(&self) -> Arc<Cell> {
         Arc::clone(&self.gate.shared.cell)
+    }
+
+    /// What the controller would be told now.
+    pub fn report(&self) -> UsageReport {
+        self.gate.shared.report()
     }
 
     /// Serves one connection that no listener accepted, until it ends; for whoever embeds the
@@ -208,14 +214,17 @@ impl Drop for Running {
 
 impl Reload {
     pub async fn now(&self, gate: &Gate) -> Result<(), String> {
-        let outcome = self.read().await;
+        let outcome = self.read(gate.accounts.load_full()).await;
         match outcome {
-            Ok((keyring, routing)) => {
-                let keys = keyring.len();
-                gate.keyring.store(Arc::new(keyring));
+            Ok((accounts, routing)) => {
+                let keys = accounts.len();
+                gate.accounts.store(Arc::new(accounts));
                 if let Some(routing) = routing {
+                    gate.shared.with_providers(|providers, _| providers.keep(|name| routing.has(name)));
                     gate.routing.store(Arc::new(routing));
                 }
+                // Whoever reloads has paid, or has another credential.
+                gate.shared.with_providers(|providers, _| providers.release());
                 // Said once it is true: whoever reads the line may rely on it.
                 gate.shared.count.reloads();
                 tracing::info!(keys, "reloaded");
@@ -229,14 +238,14 @@ impl Reload {
         }
     }
 
-    async fn read(&self) -> Result<(Keyring, Option<Routing>), String> {
+    async fn read(&self, former: Arc<Accounts>) -> Result<(Accounts, Option<Routing>), String> {
         let (keys, config) = (self.keys.clone(), self.config.clone());
         let read = spawn_blocking(move || {
-            let keyring = read_keys(&keys).map_err(|error| error.to_string())?;
-            let Some(path) = config else { return Ok((keyring, None)) };
+            let accounts = read_keys(&keys, &former).map_err(|error| error.to_string())?;
+            let Some(path) = config else { return Ok((accounts, None)) };
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
             let config = NodeConfig::load(&path, "unused", any, any).map_err(|error| error.to_string())?;
-            Ok((keyring, Some(Routing::new(&config.routing)?)))
+            Ok((accounts, Some(Routing::new(&config.routing)?)))
         });
         read.await.unwrap_or_else(|error| Err(error.to_string()))
     }

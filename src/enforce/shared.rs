@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -13,6 +13,7 @@ use crate::enforce::client::entropy;
 use crate::enforce::config::NodeConfig;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
+use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
 use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
@@ -26,6 +27,8 @@ pub struct Shared {
     pub node: NodeId,
     pub cell: Arc<Cell>,
     pub count: Counts,
+    /// What was learned of the upstreams that policies list as providers.
+    providers: Mutex<Providers>,
     started: Instant,
     instance: u64,
     store: Option<Store>,
@@ -62,6 +65,7 @@ impl Shared {
             node: config.node.clone(),
             cell: Arc::new(cell),
             count,
+            providers: Mutex::default(),
             started,
             // 53 bits: every JSON reader holds it exactly.
             instance: entropy() >> 11,
@@ -72,7 +76,14 @@ impl Shared {
 
     pub fn report(&self) -> UsageReport {
         let report = self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance));
-        UsageReport { nack: self.nack.load().as_deref().cloned(), ..report }
+        let providers = self.with_providers(|providers, now| providers.usage(now));
+        UsageReport { nack: self.nack.load().as_deref().cloned(), providers, ..report }
+    }
+
+    /// One pure call under the providers' own lock.
+    pub fn with_providers<R>(&self, call: impl FnOnce(&mut Providers, Instant) -> R) -> R {
+        let mut providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        call(&mut providers, self.cell.now())
     }
 
     /// Puts a table in force that was last renewed `age` ago, and keeps it on disk.

@@ -8,11 +8,13 @@ use http::{HeaderValue, Uri};
 
 use crate::bounds::UPSTREAM_SKIP;
 use crate::enforce::config::RoutingConfig;
-use crate::unit::{Instant, ModelId};
+use crate::unit::{Instant, ModelId, ProviderId};
+use crate::wire::ModelEntry;
 
 /// Models to upstreams, and paths to models.
 #[derive(Debug, Default)]
 pub struct Routing {
+    by_name: BTreeMap<ProviderId, Arc<Upstream>>,
     by_model: BTreeMap<String, Arc<Upstream>>,
     /// For models that no upstream names.
     any: Option<Arc<Upstream>>,
@@ -20,8 +22,19 @@ pub struct Routing {
     routes: Vec<(String, ModelId)>,
 }
 
+/// Who may be asked for a model.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// In the order in which they are asked.
+    pub providers: Vec<(ProviderId, Arc<Upstream>)>,
+    /// The policy lists them: one that refuses gives way to the next, and that is remembered.
+    /// Otherwise what the only one answers is passed on as it is.
+    pub listed: bool,
+}
+
 #[derive(Debug)]
 pub struct Upstream {
+    name: ProviderId,
     replicas: Vec<Arc<Replica>>,
     turn: AtomicUsize,
     pub credential: Option<HeaderValue>,
@@ -72,12 +85,14 @@ impl Routing {
                 }));
             }
             let upstream = Arc::new(Upstream {
+                name: ProviderId::new(name),
                 replicas,
                 turn: AtomicUsize::new(0),
                 credential: entry.credential.as_ref().and_then(super::config::Secret::bearer),
                 forward_authorization: entry.forward_authorization,
                 ask_usage: entry.ask_usage,
             });
+            routing.by_name.insert(upstream.name.clone(), Arc::clone(&upstream));
             if entry.models.is_empty() && routing.any.replace(Arc::clone(&upstream)).is_some() {
                 return Err(format!("upstreams.{name}: a second upstream without `models`; name them"));
             }
@@ -99,8 +114,31 @@ impl Routing {
         Ok(routing)
     }
 
-    pub fn upstream(&self, model: &str) -> Option<&Arc<Upstream>> {
-        self.by_model.get(model).or(self.any.as_ref())
+    /// Those that the policy lists, as far as this node has them; else the upstream that names
+    /// the model.
+    pub fn route(&self, model: &str, entry: Option<&ModelEntry>) -> Option<Route> {
+        let listed = entry.map(|entry| entry.providers.as_slice()).unwrap_or_default();
+        if listed.is_empty() {
+            let upstream = self.by_model.get(model).or(self.any.as_ref())?;
+            return Some(Route {
+                providers: vec![(upstream.name.clone(), Arc::clone(upstream))],
+                listed: false,
+            });
+        }
+        let here = |name: &ProviderId| Some((name.clone(), Arc::clone(self.by_name.get(name)?)));
+        let providers: Vec<_> = listed.iter().filter_map(here).collect();
+        (!providers.is_empty()).then_some(Route { providers, listed: true })
+    }
+
+    pub fn serves(&self, model: &str, entry: Option<&ModelEntry>) -> bool {
+        match entry.map(|entry| entry.providers.as_slice()) {
+            None | Some([]) => self.any.is_some() || self.by_model.contains_key(model),
+            Some(listed) => listed.iter().any(|name| self.by_name.contains_key(name)),
+        }
+    }
+
+    pub fn has(&self, provider: &ProviderId) -> bool {
+        self.by_name.contains_key(provider)
     }
 
     /// The model of a path, whole segments only.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::estimate::replicas::{ReplicaRate, Seen};
 use crate::estimate::trust;
+use crate::planted::bug;
 use crate::policy::OutputCost;
 
 const GAIN_BUSY: f64 = 0.3;
@@ -103,7 +104,7 @@ impl Capacity {
         let high = |rate: &ReplicaRate| rate.input + output_cost * rate.output > most;
         if rates.is_empty() || !rates.iter().all(high) {
             self.implausible_ticks = 0;
-            rates.retain(|rate| !high(rate) || cfg!(feature = "bug-liar-believed"));
+            rates.retain(|rate| !high(rate) || bug("liar-believed"));
             return (rates, false);
         }
         if !backlogged || self.implausible_ticks < BELIEVED_AFTER {
@@ -129,7 +130,7 @@ impl Capacity {
 
     /// The highest that can be a rate of one replica; none before the first measurement.
     pub fn most(&self, output_cost: f64) -> Option<f64> {
-        if cfg!(feature = "bug-reset-is-a-rate") {
+        if bug("reset-is-a-rate") {
             return None;
         }
         self.per_replica(output_cost).map(|rate| rate * IMPLAUSIBLE)

@@ -254,6 +254,7 @@ impl Node {
             nack: self.last.nack.clone(),
             rows: Vec::new(),
             pools: BTreeMap::new(),
+            providers: BTreeMap::new(),
         };
         Node {
             heard_at: self.heard_at,

@@ -14,6 +14,7 @@ use crate::estimate::trust::{self, Fallen, Witness};
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Signals;
+use crate::planted::bug;
 use crate::unit::Instant;
 use crate::unit::ReplicaId;
 
@@ -192,7 +193,7 @@ impl Fleet {
         }
         let seconds = at.seconds_since(replica.moved_at.unwrap_or(replica.at));
         let rate = |now: Option<f64>, before: Option<f64>| match (now, before) {
-            (Some(now), Some(before)) if cfg!(feature = "bug-reset-is-a-rate") => {
+            (Some(now), Some(before)) if bug("reset-is-a-rate") => {
                 // What an unsigned difference makes of a counter that fell.
                 Some(if now >= before { now - before } else { now - before + 2f64.powi(32) } / seconds)
             }
@@ -213,7 +214,7 @@ impl Fleet {
         replica.waited_before = waits;
         // Over a gap nobody knows whether it was busy throughout; and a page on which nothing moves
         // although there is work does not say that the work takes forever.
-        if (gap || same && busy) && !cfg!(feature = "bug-frozen-believed") {
+        if (gap || same && busy) && !bug("frozen-believed") {
             return None;
         }
         Some(ReplicaRate { input: input?, output: output?, busy, running: signals.running })
@@ -233,7 +234,7 @@ impl Fleet {
         let mut ages: Vec<f64> =
             self.replicas.values().map(|replica| now.seconds_since(replica.at)).collect();
         ages.sort_by(f64::total_cmp);
-        let least = if cfg!(feature = "bug-part-is-the-pool") { 0.0 } else { trust::SEEN_MIN };
+        let least = if bug("part-is-the-pool") { 0.0 } else { trust::SEEN_MIN };
         let enough = ((least * ages.len() as f64).ceil() as usize).max(1);
         ages.get(enough - 1).copied()
     }
@@ -263,7 +264,7 @@ impl Fleet {
         let shown: f64 = self.weights(now, interval, first).map(|(_, weight)| weight).sum();
         self.started |= first;
         let steep = shown < self.ready * FALL_ON_ONE_SIGN;
-        let next = if steep && !errors_confirm && !cfg!(feature = "bug-no-decrease-bound") {
+        let next = if steep && !errors_confirm && !bug("no-decrease-bound") {
             self.ready * FALL_ON_ONE_SIGN
         } else {
             shown
@@ -322,7 +323,7 @@ impl Fleet {
 
 impl Replica {
     fn frozen(&self) -> bool {
-        self.unchanged >= trust::FROZEN_AFTER && !cfg!(feature = "bug-frozen-believed")
+        self.unchanged >= trust::FROZEN_AFTER && !bug("frozen-believed")
     }
 }
 

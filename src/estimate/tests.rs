@@ -283,6 +283,7 @@ fn report(uptime: u64, instance: u64, offered: u64, errors: u64) -> UsageReport 
             PoolUsage { upstream_requests: offered / 100, upstream_errors: errors, ..PoolUsage::default() },
         )]
         .into(),
+        providers: Default::default(),
     }
 }
 

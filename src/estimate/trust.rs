@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Signals;
+use crate::planted::bug;
 use crate::unit::{Instant, MAX_FINITE, ReplicaId};
 
 /// Part of the known replicas that must be seen for the pool to count as seen; below it neither
@@ -71,7 +72,7 @@ pub fn counts(signals: &Signals) -> bool {
 /// The sum, in which one of three or more counts at most twice the next.
 pub fn bounded_sum(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    if !cfg!(feature = "bug-liar-believed")
+    if !bug("liar-believed")
         && values.len() >= QUORUM
         && let [.., next, most] = values.as_mut_slice()
     {
@@ -85,7 +86,7 @@ pub fn middle(mut values: Vec<f64>, known: usize) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = values.get(values.len() / 2).copied()?;
     let lower = values.get(values.len().checked_sub(1)? / 2).copied()?;
-    if cfg!(feature = "bug-liar-believed") {
+    if bug("liar-believed") {
         return Some(values.iter().sum::<f64>() / values.len() as f64);
     }
     let disagree = known >= QUORUM && values.len() == 2 && upper > 2.0 * lower;

@@ -21,6 +21,7 @@ use crate::observe::prometheus::PrometheusSource;
 use crate::observe::scrape::{Manner, Target, scrape};
 use crate::observe::select::Selectors;
 use crate::observe::{Outcome, PoolRound, Reading};
+use crate::policy::source::Access;
 use crate::policy::{Policy, PoolPolicy, SourcePolicy};
 use crate::unit::{Clock, PoolId, ReplicaId};
 
@@ -88,7 +89,10 @@ impl Sources {
     pub fn set_policy(&mut self, policy: &Policy) {
         self.deadline = SOURCE_WAIT_MAX.min(policy.interval / 2);
         let mut before = std::mem::take(&mut self.pools);
-        for (id, wanted) in &policy.pools {
+        self.wanted = policy.pools.clone();
+        // Nobody is asked about a pool of fixed capacity.
+        self.wanted.retain(|_, pool| !pool.is_fixed());
+        for (id, wanted) in &self.wanted {
             let pool = match before.remove(id) {
                 Some(old) if old.policy.source == wanted.source && old.policy.signals == wanted.signals => {
                     old
@@ -101,7 +105,6 @@ impl Sources {
             };
             self.pools.insert(id.clone(), pool);
         }
-        self.wanted.clone_from(&policy.pools);
     }
 
     /// One round over all pools; takes one deadline at most, plus the queue for a slot.
@@ -140,6 +143,7 @@ impl Pool {
     fn new(policy: &PoolPolicy, roots: &Arc<RootCertStore>) -> Pool {
         let access = match &policy.source {
             SourcePolicy::Prometheus { access, .. } | SourcePolicy::Direct { access, .. } => access.clone(),
+            SourcePolicy::Fixed => Access::default(),
         };
         Pool {
             policy: policy.clone(),
@@ -322,6 +326,7 @@ impl Source {
                 let source = |url: &String| PrometheusSource::new(url, &policy.signals);
                 Source::Prometheus(servers.iter().map(source).collect())
             }
+            SourcePolicy::Fixed => Source::Broken("nothing is measured".to_owned()),
             SourcePolicy::Direct { targets, .. } => {
                 let selectors = Selectors::new(&policy.signals).map_err(|error| error.to_string());
                 let direct = selectors.and_then(|selectors| {

@@ -9,13 +9,17 @@ use std::time::Duration;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::bounds::TABLE_ENTRIES_MAX;
 use crate::policy::diagnostic::{Place, Placed};
+use crate::policy::model;
+use crate::policy::order::{self, Written};
 use crate::policy::pool::{self, Pool, accept, unknown, within};
+use crate::policy::product;
 use crate::policy::report::Report;
 use crate::policy::shape::{ModelShape, Named, PolicyFile, Text};
-use crate::policy::tier::{self, Granted, Parts};
+use crate::policy::tier::{self, Granted, Parts, Served};
 use crate::policy::value;
 use crate::policy::{INTERVAL, ModelPolicy, Policy};
-use crate::unit::{ModelId, PoolId};
+use crate::unit::{Dimension, Limit, ModelId, PoolId, ProductId, ProviderId};
+use crate::wire;
 
 const INTERVALS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
 /// Upper estimate of one row in a limit table, besides its names: four dimensions, all digits.
@@ -37,17 +41,18 @@ struct Taken<'a> {
     products: BTreeMap<&'a str, &'a Place>,
     pools: BTreeMap<&'a str, &'a Place>,
     models: BTreeMap<&'a str, &'a Place>,
+    providers: BTreeMap<&'a str, (&'a Place, BTreeMap<Dimension, Limit>)>,
 }
 
 /// Merges files. `None`: `report` has at least one error.
 pub fn check(files: &[PolicyFile], digest: String, report: &mut Report) -> Option<(Policy, Vec<Product>)> {
     let mut taken = Taken::default();
-    let mut policy =
-        Policy { digest, interval: interval(files, report), pools: BTreeMap::new(), models: BTreeMap::new() };
+    let mut policy = Policy { digest, interval: interval(files, report), ..Policy::default() };
     let mut products = Vec::with_capacity(files.len());
     let mut rows = Size::default();
     for file in files {
         taken.file(file, report);
+        taken.providers(file, report);
         let product = file.product.as_ref().map_or("", |product| product.value.as_str());
         add(file, product, &mut policy, &mut rows, report);
         products.push(Product {
@@ -58,6 +63,9 @@ pub fn check(files: &[PolicyFile], digest: String, report: &mut Report) -> Optio
             tiers: file.tiers.len(),
         });
     }
+    let of =
+        |(name, (_, limits)): (&str, (&Place, BTreeMap<Dimension, Limit>))| (ProviderId::new(name), limits);
+    policy.providers = taken.providers.into_iter().map(of).collect();
     (!report.has_errors() && !policy.models.is_empty()).then_some((policy, products))
 }
 
@@ -89,8 +97,11 @@ fn add(file: &PolicyFile, product: &str, policy: &mut Policy, rows: &mut Size, r
     let pools: Vec<Named<Pool>> = file.pools.iter().map(|entry| meaning(entry, report)).collect();
     let tiers: Vec<Named<Parts>> =
         file.tiers.iter().map(|(name, shape)| (name.clone(), tier::parts(shape, report))).collect();
+    let meant = product::product(file, report);
+    let mut written = Vec::with_capacity(file.models.len());
     for (name, shape) in &file.models {
         let overrides = overrides(file, shape, report);
+        let (entry, size) = (model::entry(file, shape, report), model::size(shape, report));
         let Some(pool) = shape.pool.as_ref().and_then(|pool| pool_of(pool, file, &pools, report)) else {
             continue;
         };
@@ -98,12 +109,38 @@ fn add(file: &PolicyFile, product: &str, policy: &mut Policy, rows: &mut Size, r
             return;
         }
         let Some(unit) = pool.unit else { continue };
-        let Granted { grants, complete } = tier::grants(&tiers, &overrides, unit, report);
+        let merged = tier::merged(&tiers, &overrides);
+        model::priced(name, shape, &merged, report);
+        let Granted { grants, complete } = tier::grants(&merged, Served { unit, fixed: pool.fixed }, report);
         if let (Some(pool), true) = (&shape.pool, complete) {
-            let model = ModelPolicy { pool: PoolId::new(&pool.value), tiers: grants };
-            policy.models.insert(ModelId::new(&name.value), model);
+            let model = ModelPolicy { pool: PoolId::new(&pool.value), tiers: grants, size, entry };
+            written.push((name, merged, model));
         }
     }
+    idle(file, pools, policy, report);
+    compared(written, &meant, policy, report);
+    policy.products.insert(ProductId::new(product), meant);
+}
+
+/// Warns of what is most likely a slip, and takes the models.
+fn compared(
+    written: Vec<(&Text, Vec<(&str, Parts)>, ModelPolicy)>,
+    product: &wire::Product,
+    policy: &mut Policy,
+    report: &mut Report,
+) {
+    let of = |(name, tiers, policy)| Written { name, tiers, policy };
+    let written: Vec<Written> = written.into_iter().map(of).collect();
+    for model in &written {
+        order::tiers(model, product, report);
+        order::divisible(model, product, report);
+    }
+    order::sizes(&written, report);
+    policy.models.extend(written.into_iter().map(|model| (ModelId::new(&model.name.value), model.policy)));
+}
+
+/// Takes a file's pools, and warns of those that serve nothing.
+fn idle(file: &PolicyFile, pools: Vec<Named<Pool>>, policy: &mut Policy, report: &mut Report) {
     let used: std::collections::BTreeSet<&str> = file
         .models
         .iter()
@@ -170,6 +207,21 @@ impl<'a> Taken<'a> {
         for (name, _) in &file.models {
             let help = "a node tells models by name: one model has one set of limits";
             once(&mut self.models, name, "model", help, report);
+        }
+    }
+
+    /// A provider may serve models of several files: it is one all the same.
+    fn providers(&mut self, file: &'a PolicyFile, report: &mut Report) {
+        for (name, limits) in model::declared(file, report) {
+            match self.providers.get(name.value.as_str()) {
+                Some((first, before)) if *before != limits => {
+                    let message = format!("files differ in the limits of provider `{}`", name.value);
+                    let help = "it is one upstream of the nodes: write the same limits in every file";
+                    report.error_and(&name.place, (first, "first declared here"), message, help);
+                }
+                Some(_) => {}
+                None => drop(self.providers.insert(&name.value, (&name.place, limits))),
+            }
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Loaded {
     pub files: Vec<(String, Vec<u8>)>,
 }
 
-/// Reads and checks every policy file of `dir`.
+/// Reads and checks every policy file of `dir`, or the one file that `dir` is.
 ///
 /// # Errors
 /// Everything that is wrong, also what could not be read; never only the first.
@@ -53,6 +53,9 @@ pub fn load(dir: &Path) -> Result<Loaded, Vec<Diagnostic>> {
 pub fn read(dir: &Path) -> Contents {
     let shown = dir.display().to_string();
     let mut report = Report::default();
+    if dir.is_file() {
+        return alone(dir, report);
+    }
     let files = match read_dir(dir, &mut report) {
         Ok(files) => files,
         Err(error) => {
@@ -64,6 +67,21 @@ pub fn read(dir: &Path) -> Contents {
     if files.is_empty() && !report.has_errors() {
         let help = "a directory needs at least one `NAME.yaml`; `*.test.yaml` and dot files are not policy";
         report.push(Diagnostic::of_file(&shown, "there is no policy file", help));
+    }
+    Contents { files, problems: report.finish() }
+}
+
+/// One file, which is a whole policy by itself.
+fn alone(path: &Path, mut report: Report) -> Contents {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let mut files = Vec::new();
+    match read_file(path) {
+        Ok(bytes) if bytes.len() > POLICY_FILE_BYTES_MAX => report.push(file::too_large(&name)),
+        Ok(bytes) => files.push((name, bytes)),
+        Err(error) => {
+            let help = "make it a readable file";
+            report.push(Diagnostic::of_file(&name, format!("cannot be read: {error}"), help));
+        }
     }
     Contents { files, problems: report.finish() }
 }

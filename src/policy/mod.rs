@@ -10,14 +10,25 @@ pub mod compare;
 #[cfg(feature = "daemon")]
 pub mod diagnostic;
 #[cfg(feature = "daemon")]
+mod fields;
+#[cfg(feature = "daemon")]
 pub mod file;
 #[cfg(feature = "daemon")]
+mod limits;
+#[cfg(feature = "daemon")]
 pub mod load;
+#[cfg(feature = "daemon")]
+mod model;
+pub mod money;
+#[cfg(feature = "daemon")]
+mod order;
 #[cfg(feature = "daemon")]
 mod origin;
 #[cfg(feature = "daemon")]
 mod pool;
 pub mod preset;
+#[cfg(feature = "daemon")]
+mod product;
 #[cfg(feature = "daemon")]
 pub mod report;
 pub mod selector;
@@ -35,7 +46,8 @@ use std::time::Duration;
 
 pub use source::SourcePolicy;
 
-use crate::unit::{Dimension, Limit, ModelId, PoolId, TierId, WorkUnit};
+use crate::unit::{Dimension, Limit, ModelId, PoolId, ProductId, ProviderId, TierId, WorkUnit};
+use crate::wire::{Budget, BudgetEntry, Credit, ModelEntry, Product};
 
 /// Default control interval.
 pub const INTERVAL: Duration = Duration::from_secs(2);
@@ -43,13 +55,17 @@ pub const INTERVAL: Duration = Duration::from_secs(2);
 pub const VALID_INTERVALS: u32 = 10;
 
 /// Every policy file of a directory, merged.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy {
     /// SHA-256 over the files' names and bytes, hex.
     pub digest: String,
     pub interval: Duration,
+    /// What each file says of all its models.
+    pub products: BTreeMap<ProductId, Product>,
     pub pools: BTreeMap<PoolId, PoolPolicy>,
     pub models: BTreeMap<ModelId, ModelPolicy>,
+    /// What each provider may be asked, all nodes together.
+    pub providers: BTreeMap<ProviderId, BTreeMap<Dimension, Limit>>,
 }
 
 /// Where a pool's load is read, and what its numbers mean.
@@ -97,6 +113,11 @@ pub struct SignalMap {
 pub struct ModelPolicy {
     pub pool: PoolId,
     pub tiers: BTreeMap<TierId, Grant>,
+    /// Parameters. Where models state theirs, a smaller one of a pool is granted no less than a
+    /// larger one.
+    pub size: Option<u64>,
+    /// What holds for all tiers together.
+    pub entry: ModelEntry,
 }
 
 /// What one tier is granted on one model. Rates are per minute, in the pool's unit of work.
@@ -114,6 +135,11 @@ pub struct Grant {
     pub tier_limits: BTreeMap<Dimension, Limit>,
     /// Constant limits of one key, in any dimension.
     pub key_limits: BTreeMap<Dimension, Limit>,
+    /// The same of one account with all its keys.
+    pub account_limits: BTreeMap<Dimension, Limit>,
+    /// What one key, and one account, may use in a day or month.
+    pub budgets: BTreeMap<Budget, BudgetEntry>,
+    pub credit: Credit,
 }
 
 // === impl Policy ===
@@ -122,5 +148,43 @@ impl Policy {
     /// How long a table holds after its last renewal.
     pub fn valid_for(&self) -> Duration {
         self.interval * VALID_INTERVALS
+    }
+}
+
+// === impl PoolPolicy ===
+
+impl PoolPolicy {
+    /// Nobody measures it: its tiers have what is stated, always.
+    pub fn is_fixed(&self) -> bool {
+        self.source == SourcePolicy::Fixed
+    }
+}
+
+// === impl ModelPolicy ===
+
+impl ModelPolicy {
+    /// A model of which nothing is said but who serves it and who may ask.
+    pub fn new(pool: PoolId, tiers: BTreeMap<TierId, Grant>) -> Self {
+        Self { pool, tiers, size: None, entry: ModelEntry::default() }
+    }
+}
+
+// === impl Grant ===
+
+impl Default for Grant {
+    /// One of equals, without a promise and without a limit.
+    fn default() -> Self {
+        Self {
+            priority: 1,
+            weight: 1.0,
+            guarantee: 0,
+            safe: 0,
+            ceiling: Limit::Unlimited,
+            tier_limits: BTreeMap::new(),
+            key_limits: BTreeMap::new(),
+            account_limits: BTreeMap::new(),
+            budgets: BTreeMap::new(),
+            credit: Credit::Ignored,
+        }
     }
 }

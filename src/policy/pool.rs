@@ -8,16 +8,18 @@ use crate::policy::origin::source;
 use crate::policy::preset::{self, NAMES, Preset, SIGNALS};
 use crate::policy::report::{Report, listed, nearest};
 use crate::policy::selector::{self, Selector};
-use crate::policy::shape::{Named, PoolShape, Text};
+use crate::policy::shape::{Named, POOL_FIELDS, PoolShape, Text};
 use crate::policy::trap::trap;
 use crate::policy::value::{self, Refusal};
-use crate::policy::{OutputCost, PoolPolicy, SignalMap};
+use crate::policy::{OutputCost, PoolPolicy, SignalMap, SourcePolicy};
 use crate::unit::WorkUnit;
 
 /// Least and most a pool may promise.
 const SLO: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(600)];
 /// Least and most work of one output token.
 const OUTPUT_COST: [f64; 2] = [0.1, 1_000.0];
+/// The one thing that may be said of a capacity that nobody measures.
+const CAPACITY: &str = "fixed";
 const UNITS: [(&str, WorkUnit); 3] =
     [("tokens", WorkUnit::Tokens), ("requests", WorkUnit::Requests), ("images", WorkUnit::Images)];
 
@@ -25,10 +27,15 @@ const UNITS: [(&str, WorkUnit); 3] =
 pub struct Pool {
     /// Its models' limits are checked against this even when the pool itself is refused.
     pub unit: Option<WorkUnit>,
+    /// Nothing of it is measured, so nothing of it is shared.
+    pub fixed: bool,
     pub policy: Option<PoolPolicy>,
 }
 
 pub fn pool(product: &str, name: &Text, shape: &PoolShape, report: &mut Report) -> Pool {
+    if let Some(capacity) = &shape.capacity {
+        return fixed(product, name, shape, capacity, report);
+    }
     let selector = selector(shape, report);
     let preset = shape.preset.as_ref().and_then(|name| preset_of(name, shape, &selector, report));
     let unit = unit(name, shape, preset.as_ref(), report);
@@ -49,7 +56,37 @@ pub fn pool(product: &str, name: &Text, shape: &PoolShape, report: &mut Report) 
             signals: signals?,
         })
     };
-    Pool { unit, policy: policy() }
+    Pool { unit, fixed: false, policy: policy() }
+}
+
+/// A pool of a published table: nobody is asked how loaded it is.
+fn fixed(product: &str, name: &Text, shape: &PoolShape, capacity: &Text, report: &mut Report) -> Pool {
+    let mut good = capacity.value == CAPACITY;
+    if !good {
+        let message = format!("`capacity` is `{}`", capacity.value);
+        let help = "write `capacity: fixed`, or leave it out and name where the load is read";
+        report.error(&capacity.place, message, help);
+    }
+    for (field, place) in &shape.stated {
+        if !["capacity", "unit"].contains(&field.as_str()) && POOL_FIELDS.contains(&field.as_str()) {
+            let message = format!("`{field}` in a pool of fixed capacity");
+            let help =
+                "remove one of the two: where nothing is measured the limits of the tiers are constants";
+            report.error_and(place, (&capacity.place, "its capacity"), message, help);
+            good = false;
+        }
+    }
+    let unit = unit(name, shape, None, report);
+    let [_, slo] = SLO;
+    let policy = unit.filter(|_| good).map(|unit| PoolPolicy {
+        product: product.to_owned(),
+        unit,
+        output_cost: OutputCost::Stated(1.0),
+        slo,
+        source: SourcePolicy::Fixed,
+        signals: SignalMap::default(),
+    });
+    Pool { unit, fixed: true, policy }
 }
 
 /// A parsed value, or its refusal in the report.

@@ -11,6 +11,8 @@ pub enum SourcePolicy {
     /// Base URLs of Prometheus-compatible servers that scrape the same replicas, read by instant
     /// queries. Several are a pair for availability: a replica that two name is one replica.
     Prometheus { servers: Vec<String>, access: Access },
+    /// None: what the tiers are granted is stated, not measured.
+    Fixed,
     /// Metric pages of the replicas themselves.
     Direct { targets: Targets, access: Access },
 }

@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 
 use crate::policy::Grant;
 use crate::policy::diagnostic::{Place, Placed};
+use crate::policy::limits::{Limits, budgets, limits, rates, shared};
 use crate::policy::pool::{accept, within};
+use crate::policy::product::word;
 use crate::policy::report::Report;
 use crate::policy::shape::{Named, Text, TierShape};
 use crate::policy::value::{self, Quantity};
-use crate::unit::{Dimension, Limit, TierId, WorkUnit};
+use crate::unit::{Limit, TierId, WorkUnit};
+use crate::wire::{Budget, BudgetEntry, Credit};
 
 const PRIORITY: [u64; 2] = [1, u32::MAX as u64];
 /// Far enough apart for any use, near enough that shares stay exact.
 const WEIGHT: [f64; 2] = [0.001, 1_000_000.0];
+const CREDITS: [(&str, Credit); 2] = [("required", Credit::Required), ("ignored", Credit::Ignored)];
 
 /// A tier, or a model's difference from it, with every value parsed.
 #[derive(Clone, Debug, Default)]
@@ -22,17 +26,23 @@ pub struct Parts {
     weight: Option<Placed<f64>>,
     guarantee: Option<Placed<Quantity>>,
     safe: Option<Placed<Quantity>>,
-    ceiling: Option<Placed<Quantity>>,
+    pub ceiling: Option<Placed<Quantity>>,
     tier_limits: Option<Limits>,
-    key_limits: Option<Limits>,
+    pub key_limits: Option<Limits>,
+    pub account_limits: Option<Limits>,
+    pub credit: Option<Placed<Credit>>,
     /// A value was refused: what is said about the others still counts, the grant does not.
     broken: bool,
 }
 
-/// `unlimited`, or one limit a dimension.
-type Limits = Placed<Vec<Placed<(Dimension, u64)>>>;
+/// The pool that a grant is for.
+#[derive(Clone, Copy)]
+pub struct Served {
+    pub unit: WorkUnit,
+    pub fixed: bool,
+}
 
-/// The grants of one model and the ceilings behind them.
+/// The grants of one model.
 pub struct Granted {
     pub grants: BTreeMap<TierId, Grant>,
     pub complete: bool,
@@ -73,102 +83,49 @@ pub fn parts(shape: &TierShape, report: &mut Report) -> Parts {
     parts.guarantee = quantity(&shape.guarantee, "guarantee");
     parts.safe = quantity(&shape.safe, "safe");
     parts.ceiling = quantity(&shape.ceiling, "");
-    for (shape, limits) in
-        [(&shape.tier_limits, &mut parts.tier_limits), (&shape.key_limits, &mut parts.key_limits)]
-    {
-        *limits = shape.as_ref().and_then(|texts| self::limits(texts, report));
-        broken |= shape.is_some() && limits.is_none();
+    let mut list = |texts: &Option<Placed<Vec<Text>>>,
+                    read: &dyn Fn(&Placed<Vec<Text>>, &mut Report) -> Option<Limits>| {
+        let parsed = texts.as_ref().and_then(|texts| read(texts, report));
+        broken |= texts.is_some() && parsed.is_none();
+        parsed
+    };
+    parts.tier_limits = list(&shape.tier_limits, &|texts, report| shared("tier_limits", texts, report));
+    parts.key_limits = list(&shape.key_limits, &limits);
+    parts.account_limits = list(&shape.account_limits, &limits);
+    if let Some(text) = &shape.credit {
+        let parsed = word(&shape.credit, "word for `credit`", &CREDITS, report);
+        broken |= parsed.is_none();
+        parts.credit = parsed.map(|value| Placed { value, place: text.place.clone() });
     }
     parts.broken = broken;
     parts
 }
 
-/// A quantity that can be enforced.
+/// A promise or bound of the control loop.
 fn quantity(text: &Text, report: &mut Report) -> Option<Quantity> {
-    let parsed = accept(text, value::quantity(&text.value), report)?;
-    if matches!(parsed, Quantity::Spend { .. }) {
-        report.error(
-            &text.place,
-            "spend is not enforced by this version",
-            "remove it: a limit that nothing enforces would look like one that holds",
-        );
-        return None;
-    }
-    Some(parsed)
-}
-
-fn limits(texts: &Placed<Vec<Text>>, report: &mut Report) -> Option<Limits> {
-    let mut limits: Vec<Placed<(Dimension, u64)>> = Vec::new();
-    let mut good = true;
-    for text in &texts.value {
-        match quantity(text, report) {
-            None => good = false,
-            Some(Quantity::Unlimited) if texts.value.len() == 1 => {}
-            Some(Quantity::Amount(amount, dimension)) => {
-                if let Some(first) = limits.iter().find(|first| first.value.0 == dimension) {
-                    let message = format!("two limits in `{}`", dimension.short());
-                    let also = (&first.place, "the first");
-                    report.error_and(&text.place, also, message, "keep one of them");
-                    good = false;
-                }
-                limits.push(Placed { value: (dimension, amount), place: text.place.clone() });
-            }
-            Some(_) => {
-                let help = "keep either `unlimited` or the limits";
-                report.error(&text.place, "`unlimited` among limits", help);
-                good = false;
-            }
-        }
-    }
-    good.then(|| Placed { value: limits, place: texts.place.clone() })
+    accept(text, value::quantity(&text.value), report)
 }
 
 /// Every tier's grant on one model; what is wrong with the merged values goes into `report`.
-pub fn grants(
-    tiers: &[Named<Parts>],
-    overrides: &[Named<Parts>],
-    unit: WorkUnit,
-    report: &mut Report,
-) -> Granted {
+pub fn grants(tiers: &[(&str, Parts)], served: Served, report: &mut Report) -> Granted {
     let mut granted = Granted { grants: BTreeMap::new(), complete: true };
-    let mut order = Vec::with_capacity(tiers.len());
-    for (name, tier) in tiers {
-        let over = overrides.iter().find(|(found, _)| found.value == name.value).map(|(_, parts)| parts);
-        let merged = over.map_or_else(|| tier.clone(), |over| tier.with(over));
-        match merged.grant(unit, report) {
-            Some(grant) => {
-                let place = merged.ceiling.as_ref().map(|ceiling| ceiling.place.clone());
-                order.push((grant.priority, grant.ceiling, name.value.clone(), place));
-                granted.grants.insert(TierId::new(&name.value), grant);
-            }
+    for (name, parts) in tiers {
+        match parts.grant(served, report) {
+            Some(grant) => drop(granted.grants.insert(TierId::new(name), grant)),
             None => granted.complete = false,
         }
     }
-    warn_of_order(order, report);
     granted
 }
 
-/// A tier that is served first but may get less than one that gives way is most likely a slip.
-fn warn_of_order(mut order: Vec<(u32, Limit, String, Option<Place>)>, report: &mut Report) {
-    order.sort_by_key(|(priority, ceiling, ..)| (std::cmp::Reverse(*priority), *ceiling));
-    let mut highest: Option<(Limit, String)> = None;
-    let mut level: Option<(u32, Limit, String)> = None;
-    for (priority, ceiling, name, place) in order {
-        if level.as_ref().is_some_and(|(last, ..)| *last != priority)
-            && let Some((_, limit, name)) = level.take()
-            && highest.as_ref().is_none_or(|(most, _)| limit > *most)
-        {
-            highest = Some((limit, name));
-        }
-        if let (Some((most, worse)), Some(place)) = (&highest, place)
-            && ceiling < *most
-        {
-            let message = format!("tier `{name}` has a lower ceiling than `{worse}`, which gives way to it");
-            report.warning(&place, message, "raise it, or exchange the priorities, unless it is meant so");
-        }
-        // Within one priority the last is the largest.
-        level = Some((priority, ceiling, name));
-    }
+/// The tiers with what a model states in place of their own.
+pub fn merged<'a>(tiers: &'a [Named<Parts>], overrides: &[Named<Parts>]) -> Vec<(&'a str, Parts)> {
+    let over = |name: &Text| overrides.iter().find(|(found, _)| found.value == name.value);
+    let merge = |(name, tier): &'a Named<Parts>| {
+        let merged = over(name).map_or_else(|| tier.clone(), |(_, over)| tier.with(over));
+        (name.value.as_str(), merged)
+    };
+    tiers.iter().map(merge).collect()
 }
 
 // === impl Parts ===
@@ -186,11 +143,22 @@ impl Parts {
             ceiling: over.ceiling.or(tier.ceiling),
             tier_limits: over.tier_limits.or(tier.tier_limits),
             key_limits: over.key_limits.or(tier.key_limits),
+            account_limits: over.account_limits.or(tier.account_limits),
+            credit: over.credit.or(tier.credit),
             broken: over.broken || tier.broken,
         }
     }
 
-    fn grant(&self, unit: WorkUnit, report: &mut Report) -> Option<Grant> {
+    /// A limit on money, if there is one.
+    pub fn spend(&self) -> Option<&Placed<Quantity>> {
+        let spend = |limit: &&Placed<Quantity>| {
+            matches!(limit.value, Quantity::Budget(_, Budget::SpendPerDay | Budget::SpendPerMonth))
+        };
+        self.key_limits.iter().chain(&self.account_limits).flat_map(|limits| &limits.value).find(spend)
+    }
+
+    fn grant(&self, served: Served, report: &mut Report) -> Option<Grant> {
+        let Served { unit, fixed } = served;
         let guarantee = in_unit(self.guarantee.as_ref(), unit, report);
         let safe = in_unit(self.safe.as_ref(), unit, report);
         let ceiling = in_unit(self.ceiling.as_ref(), unit, report);
@@ -206,27 +174,49 @@ impl Parts {
                 }
             }
         }
-        let key_limits = self.constants(self.key_limits.as_ref(), unit, true, report);
-        let tier_limits = match &self.tier_limits {
-            Some(stated) => self.constants(Some(stated), unit, false, report),
-            None => Some(BTreeMap::new()),
+        if let (true, Some(safe)) = (fixed, &self.safe) {
+            let help = "remove it: limits that nobody moves stay what they are without a controller";
+            report.error(&safe.place, "`safe` for a pool of fixed capacity", help);
+            good = false;
+        }
+        good &= self.not_moved(unit, report);
+        good &= self.one_fits(unit, ceiling, report);
+        let guarantee = match self.guarantee {
+            None if fixed => 0,
+            _ => guarantee?.finite()?,
         };
-        good &= self.key_fits(unit, ceiling, report);
-        let guarantee = guarantee?.finite()?;
         let safe = match self.safe {
             Some(_) => safe?.finite()?,
             None => guarantee,
         };
+        let of = |limits: &Option<Limits>| limits.as_ref().map(rates).unwrap_or_default();
+        let equal = Grant::default();
+        let priority = self.priority.as_ref().map(|priority| priority.value);
+        let weight = self.weight.as_ref().map(|weight| weight.value);
         let grant = Grant {
-            priority: self.priority.as_ref()?.value,
-            weight: self.weight.as_ref()?.value,
+            priority: priority.or(fixed.then_some(equal.priority))?,
+            weight: weight.or(fixed.then_some(equal.weight))?,
             guarantee,
             safe,
             ceiling: ceiling?,
-            tier_limits: tier_limits?,
-            key_limits: key_limits?,
+            tier_limits: of(&self.tier_limits),
+            key_limits: self.key_limits.as_ref().map(rates)?,
+            account_limits: of(&self.account_limits),
+            budgets: self.budgets(),
+            credit: self.credit.as_ref().map(|credit| credit.value).unwrap_or_default(),
         };
         good.then_some(grant)
+    }
+
+    fn budgets(&self) -> BTreeMap<Budget, BudgetEntry> {
+        let of = |limits: &Option<Limits>| limits.as_ref().map(budgets).unwrap_or_default();
+        let (keys, accounts) = (of(&self.key_limits), of(&self.account_limits));
+        let limit = |of: &BTreeMap<Budget, Limit>, budget: &Budget| {
+            of.get(budget).copied().unwrap_or(Limit::Unlimited)
+        };
+        let entry =
+            |budget: &Budget| BudgetEntry { key: limit(&keys, budget), account: limit(&accounts, budget) };
+        keys.keys().chain(accounts.keys()).map(|budget| (*budget, entry(budget))).collect()
     }
 
     fn against_ceiling<T>(&self, stated: &Placed<T>, message: String, help: &str, report: &mut Report) {
@@ -238,50 +228,54 @@ impl Parts {
         }
     }
 
-    /// Limits that do not move, in dimensions that nodes can count for this pool.
-    fn constants(
-        &self,
-        stated: Option<&Limits>,
-        unit: WorkUnit,
-        one_key: bool,
-        report: &mut Report,
-    ) -> Option<BTreeMap<Dimension, Limit>> {
-        let mut limits = BTreeMap::new();
+    /// What the loop moves is bounded by the ceiling and by nothing beside it.
+    fn not_moved(&self, unit: WorkUnit, report: &mut Report) -> bool {
+        let stated = self.tier_limits.iter().flat_map(|limits| &limits.value);
+        let moved = stated.filter(|limit| limit.value.unit() == unit.dimension().short());
         let mut good = true;
-        for limit in &stated?.value {
-            let (dimension, amount) = limit.value;
-            let always = matches!(dimension, Dimension::RequestsPerMinute | Dimension::Concurrency);
-            if !one_key && dimension == unit.dimension() {
-                let message =
-                    format!("`tier_limits` in `{}`, which the control loop moves", dimension.short());
-                report.error(&limit.place, message, "write it as the tier's `ceiling`");
-                good = false;
-            } else if !always && dimension != unit.dimension() {
-                wrong_unit(&limit.place, dimension, unit, report);
-                good = false;
-            }
-            limits.insert(dimension, Limit::Finite(amount));
+        for limit in moved {
+            let message = format!("`tier_limits` in `{}`, which the control loop moves", limit.value.unit());
+            report.error(&limit.place, message, "write it as the tier's `ceiling`");
+            good = false;
         }
-        good.then_some(limits)
+        good
     }
 
-    /// No key may be granted more than all keys of its tier together.
-    fn key_fits(&self, unit: WorkUnit, ceiling: Option<Limit>, report: &mut Report) -> bool {
+    /// No key may be granted more than its account or tier, and no account more than its tier.
+    fn one_fits(&self, unit: WorkUnit, ceiling: Option<Limit>, report: &mut Report) -> bool {
         let mut good = true;
-        for limit in self.key_limits.iter().flat_map(|limits| &limits.value) {
-            let (dimension, amount) = limit.value;
-            let of_tier = self.tier_limits.iter().flat_map(|limits| &limits.value);
-            let tier = of_tier.into_iter().find(|tier| tier.value.0 == dimension && tier.value.1 < amount);
-            if dimension == unit.dimension() && ceiling.is_some_and(|most| Limit::Finite(amount) > most) {
-                let message = format!("one key's limit {} is above the ceiling of its tier", said(limit));
-                let help = "lower it, or raise the ceiling: all keys of the tier share that";
-                self.against_ceiling(limit, message, help, report);
-                good = false;
-            } else if let Some(tier) = tier {
-                let message = format!("one key's limit {} is above the limit of its tier", said(limit));
-                let also = (&tier.place, "all keys of the tier together");
-                report.error_and(&limit.place, also, message, "lower it, or raise the limit of the tier");
-                good = false;
+        for (noun, limits) in [("key", &self.key_limits), ("account", &self.account_limits)] {
+            for limit in limits.iter().flat_map(|limits| &limits.value) {
+                let within = |all: &Option<Limits>| {
+                    let same = |of: &&Placed<Quantity>| of.value.unit() == limit.value.unit();
+                    let all = all.iter().flat_map(|limits| &limits.value).find(same);
+                    all.filter(|all| all.value.limit() < limit.value.limit()).map(|all| all.place.clone())
+                };
+                let moved = limit.value.unit() == unit.dimension().short();
+                if moved && ceiling.is_some_and(|most| limit.value.limit() > most) {
+                    let message =
+                        format!("one {noun}'s limit {} is above the ceiling of its tier", said(limit));
+                    let help = "lower it, or raise the ceiling: all keys of the tier share that";
+                    self.against_ceiling(limit, message, help, report);
+                    good = false;
+                } else if let Some(tier) = within(&self.tier_limits) {
+                    let message =
+                        format!("one {noun}'s limit {} is above the limit of its tier", said(limit));
+                    let also = (&tier, "all keys of the tier together");
+                    report.error_and(&limit.place, also, message, "lower it, or raise the limit of the tier");
+                    good = false;
+                } else if let Some(account) = within(&self.account_limits).filter(|_| noun == "key") {
+                    let message =
+                        format!("one key's limit {} is above the limit of its account", said(limit));
+                    let also = (&account, "all keys of the account together");
+                    report.error_and(
+                        &limit.place,
+                        also,
+                        message,
+                        "lower it, or raise the limit of the account",
+                    );
+                    good = false;
+                }
             }
         }
         good
@@ -290,17 +284,15 @@ impl Parts {
 
 fn in_unit(stated: Option<&Placed<Quantity>>, unit: WorkUnit, report: &mut Report) -> Option<Limit> {
     let stated = stated?;
-    if let Quantity::Amount(_, dimension) = stated.value
-        && dimension != unit.dimension()
-    {
-        wrong_unit(&stated.place, dimension, unit, report);
+    if stated.value != Quantity::Unlimited && stated.value.unit() != unit.dimension().short() {
+        wrong_unit(&stated.place, stated.value.unit(), unit, report);
         return None;
     }
-    stated.value.limit()
+    Some(stated.value.limit())
 }
 
-fn wrong_unit(place: &Place, dimension: Dimension, unit: WorkUnit, report: &mut Report) {
-    let (has, wants) = (dimension.short(), unit.dimension().short());
+fn wrong_unit(place: &Place, has: &str, unit: WorkUnit, report: &mut Report) {
+    let wants = unit.dimension().short();
     let message = format!("a limit in `{has}` on a model whose pool counts `{wants}`");
     let help = format!(
         "write it in `{wants}`; models of another unit state theirs under `tiers`, or in a file of their own"

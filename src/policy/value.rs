@@ -1,9 +1,11 @@
 //! The exact grammar of values with units. What is not in it is refused with the way to write it.
 //!
 //! ```text
-//! quantity  = "unlimited" | amount " " ("rpm" | "tpm" | "ipm" | "concurrent") | spend
+//! quantity  = "unlimited" | amount " " unit | spend
+//! unit      = "rpm" | "tpm" | "itpm" | "otpm" | "ipm" | "concurrent" | "jobs" | "tpd"
 //! amount    = integer | ( integer | decimal ) ( "k" | "M" | "G" )       a whole number, < 2^53
 //! spend     = "$" ( integer | integer "." digit digit ) "/" ( "day" | "month" )
+//! size      = ( integer | decimal ) ( "M" | "B" | "T" )       parameters; B is thousand million
 //! duration  = integer ( "ms" | "s" | "m" )
 //! decimal   = integer "." digit { digit }
 //! integer   = "0" | ( "1" .. "9" ) { digit }
@@ -13,26 +15,25 @@ use std::time::Duration;
 
 use crate::bounds::DECIMALS_MAX;
 use crate::bounds::DIGITS_MAX;
+use crate::policy::money;
 use crate::unit::{Dimension, Limit, MAX_FINITE};
+use crate::wire::Budget;
 
 /// What stands in a field that limits something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     Unlimited,
-    /// Per minute, or a count for [`Dimension::Concurrency`].
+    /// Per minute, or a count for [`Dimension::Concurrency`] and [`Dimension::Jobs`].
     Amount(u64, Dimension),
-    /// Money: part of the language, enforced by no version yet.
-    Spend {
-        cents: u64,
-        per: Period,
-    },
+    /// Tokens, or micro-dollars, in a day or month.
+    Budget(u64, Budget),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Period {
-    Day,
-    Month,
-}
+/// Every unit there is, for those who wrote another.
+const UNITS: &str = "units are `rpm`, `tpm`, `itpm`, `otpm`, `ipm` (requests, tokens, input, output, images per \
+                     minute), `tpd` (tokens per day), `concurrent`, `jobs`, and money as `$5/day`";
+
+const TOKENS_PER_DAY: &str = "tpd";
 
 /// Why a text is not a value, and what to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,13 +54,11 @@ pub fn quantity(text: &str) -> Result<Quantity, Refusal> {
     };
     let dimension = Dimension::ALL.into_iter().find(|dimension| dimension.short() == unit);
     let amount = self::amount(amount)?;
-    let Some(dimension) = dimension else {
-        return Err(refuse(
-            format!("`{unit}` is not a unit"),
-            "units are `rpm`, `tpm` and `ipm` (requests, tokens, images per minute) and `concurrent`",
-        ));
-    };
-    Ok(Quantity::Amount(amount, dimension))
+    match dimension {
+        Some(dimension) => Ok(Quantity::Amount(amount, dimension)),
+        None if unit == TOKENS_PER_DAY => Ok(Quantity::Budget(amount, Budget::TokensPerDay)),
+        None => Err(refuse(format!("`{unit}` is not a unit"), UNITS)),
+    }
 }
 
 pub fn duration(text: &str) -> Result<Duration, Refusal> {
@@ -151,20 +150,41 @@ fn amount(text: &str) -> Result<u64, Refusal> {
 
 fn spend(text: &str, spend: &str) -> Result<Quantity, Refusal> {
     let bad = || refuse(format!("`{text}` is not a spend limit"), "write `$5/day` or `$99.50/month`");
-    let (money, per) = spend.split_once('/').ok_or_else(bad)?;
-    let per = match per {
-        "day" => Period::Day,
-        "month" => Period::Month,
+    let (dollars, per) = spend.split_once('/').ok_or_else(bad)?;
+    let budget = match per {
+        "day" => Budget::SpendPerDay,
+        "month" => Budget::SpendPerMonth,
         _ => return Err(bad()),
     };
-    let (dollars, cents) = money.split_once('.').unwrap_or((money, "00"));
-    if !all_digits(cents) || cents.len() != 2 {
-        return Err(bad());
+    let micros = money::amount(&format!("${dollars}")).map_err(|_| bad())?;
+    Ok(Quantity::Budget(micros, budget))
+}
+
+/// Parameters of a model: `8B`, `1.5B`, `350M`, `1T`.
+pub fn size(text: &str) -> Result<u64, Refusal> {
+    let help = "write how many parameters it has: `8B`, `1.5B`, `350M`, `1T`";
+    // The letters that quantities use, but for the thousand million.
+    let scaled = match text.char_indices().next_back() {
+        Some((at, 'M')) => text.get(..at).map(|number| (format!("{number}M"), 1)),
+        Some((at, 'B')) => text.get(..at).map(|number| (format!("{number}G"), 1)),
+        Some((at, 'T')) => text.get(..at).map(|number| (format!("{number}G"), 1_000)),
+        _ => None,
+    };
+    let parameters = scaled.and_then(|(number, times)| amount(&number).ok()?.checked_mul(times));
+    parameters
+        .filter(|count| *count > 0)
+        .ok_or_else(|| refuse(format!("`{text}` is not the size of a model"), help))
+}
+
+/// Most output tokens of one answer: `8192 tokens`, or the plain number.
+pub fn tokens(text: &str) -> Result<u64, Refusal> {
+    let help = "write tokens from 1 upwards: `8192 tokens`";
+    let number = text.strip_suffix(" tokens").unwrap_or(text);
+    match amount(number) {
+        Ok(count @ 1..) => Ok(count),
+        Ok(_) => Err(refuse("an answer of no token", help)),
+        Err(_) => Err(refuse(format!("`{text}` is not a number of tokens"), help)),
     }
-    let dollars = integer(dollars).map_err(|_| bad())?;
-    let cents: u64 = cents.parse().map_err(|_| bad())?;
-    let cents = dollars.checked_mul(100).and_then(|all| all.checked_add(cents)).ok_or_else(bad)?;
-    Ok(Quantity::Spend { cents, per })
 }
 
 /// The remedy for a value that has no space in it.
@@ -176,17 +196,19 @@ fn without_unit(text: &str) -> Refusal {
             "no limit is written `unlimited`, and nothing else means that; 0 means zero",
         );
     }
-    for dimension in Dimension::ALL {
-        if let Some(number) = text.strip_suffix(dimension.short()) {
-            let help = format!("put a space before the unit: `{number} {}`", dimension.short());
-            return refuse(format!("`{text}` has no space"), help);
+    for unit in Dimension::ALL.map(Dimension::short).into_iter().chain([TOKENS_PER_DAY]) {
+        // Longest first would be needed for `itpm`; what an amount can end in tells as well.
+        let ends =
+            |number: &&str| number.ends_with(|last: char| last.is_ascii_digit() || "kMG".contains(last));
+        if let Some(number) = text.strip_suffix(unit).filter(ends) {
+            return refuse(
+                format!("`{text}` has no space"),
+                format!("put a space before the unit: `{number} {unit}`"),
+            );
         }
     }
     if amount(text).is_ok() {
-        return refuse(
-            format!("`{text}` has no unit"),
-            "write `rpm`, `tpm`, `ipm` or `concurrent` behind it, or `unlimited`",
-        );
+        return refuse(format!("`{text}` has no unit"), format!("write one behind it: {UNITS}"));
     }
     refuse(
         format!("`{text}` is not a limit"),
@@ -212,12 +234,22 @@ fn refuse(reason: impl Into<String>, help: impl Into<String>) -> Refusal {
 // === impl Quantity ===
 
 impl Quantity {
-    /// The limit it stands for; a spend limit is none.
-    pub fn limit(self) -> Option<Limit> {
+    /// What it comes to, in its own unit.
+    pub fn limit(self) -> Limit {
         match self {
-            Quantity::Unlimited => Some(Limit::Unlimited),
-            Quantity::Amount(amount, _) => Some(Limit::Finite(amount)),
-            Quantity::Spend { .. } => None,
+            Quantity::Unlimited => Limit::Unlimited,
+            Quantity::Amount(amount, _) | Quantity::Budget(amount, _) => Limit::Finite(amount),
+        }
+    }
+
+    /// The unit as policies write it.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Quantity::Unlimited => "unlimited",
+            Quantity::Amount(_, dimension) => dimension.short(),
+            Quantity::Budget(_, Budget::TokensPerDay) => TOKENS_PER_DAY,
+            Quantity::Budget(_, Budget::SpendPerDay) => "$/day",
+            Quantity::Budget(_, Budget::SpendPerMonth) => "$/month",
         }
     }
 }
@@ -252,8 +284,12 @@ mod tests {
         assert_eq!(quantity("10 ipm"), Ok(Quantity::Amount(10, Dimension::ImagesPerMinute)));
         assert_eq!(quantity("5 concurrent"), Ok(Quantity::Amount(5, Dimension::Concurrency)));
         assert_eq!(quantity("unlimited"), Ok(Quantity::Unlimited));
-        assert_eq!(quantity("$5/day"), Ok(Quantity::Spend { cents: 500, per: Period::Day }));
-        assert_eq!(quantity("$0.50/month"), Ok(Quantity::Spend { cents: 50, per: Period::Month }));
+        assert_eq!(quantity("2k itpm"), Ok(Quantity::Amount(2_000, Dimension::InputTokensPerMinute)));
+        assert_eq!(quantity("1M otpm"), Ok(Quantity::Amount(1_000_000, Dimension::OutputTokensPerMinute)));
+        assert_eq!(quantity("5 jobs"), Ok(Quantity::Amount(5, Dimension::Jobs)));
+        assert_eq!(quantity("1.5M tpd"), Ok(Quantity::Budget(1_500_000, Budget::TokensPerDay)));
+        assert_eq!(quantity("$5/day"), Ok(Quantity::Budget(5_000_000, Budget::SpendPerDay)));
+        assert_eq!(quantity("$0.50/month"), Ok(Quantity::Budget(500_000, Budget::SpendPerMonth)));
     }
 
     #[test]
@@ -305,6 +341,10 @@ mod tests {
             "9999999G tpm",
             "1.0000000000k tpm",
             "99999999999999999999999999999999 tpm",
+            "60itpm",
+            "1 job",
+            "5 tokens",
+            "1M tpy",
             "5 usd",
             "$5",
             "$5/week",
@@ -319,6 +359,8 @@ mod tests {
             assert!(quantity(text).is_err(), "{text:?} was taken as {:?}", quantity(text));
         }
     }
+
+    const G: u64 = 1_000_000_000;
 
     #[test]
     fn durations() {
@@ -337,6 +379,15 @@ mod tests {
         assert_eq!(decimal("0.25"), Ok(0.25));
         for text in ["", ".5", "4.", "1e3", "0x1", "04", "nan", ".inf", "1_0", "-1", "1.0000000000"] {
             assert!(decimal(text).is_err(), "{text}");
+        }
+        assert_eq!((size("8B"), size("1.5B"), size("1T")), (Ok(8 * G), Ok(3 * G / 2), Ok(1_000 * G)));
+        assert_eq!((size("350M"), size("1.04T")), (Ok(350_000_000), Ok(1_040 * G)));
+        for text in ["", "8", "B", "8b", "8 B", "8G", "0B", "0x8B", "8BB", "-1B", "1T1", "large"] {
+            assert!(size(text).is_err(), "{text} was taken as {:?}", size(text));
+        }
+        assert_eq!((tokens("8192 tokens"), tokens("8k"), tokens("1")), (Ok(8_192), Ok(8_000), Ok(1)));
+        for text in ["0", "0 tokens", "8192 tpm", "8192tokens", "unlimited", "-1", ""] {
+            assert!(tokens(text).is_err(), "{text} was taken as {:?}", tokens(text));
         }
         assert_eq!(integer("0"), Ok(0));
         assert!(integer("1.0").is_err() && integer("007").is_err() && integer("९").is_err());

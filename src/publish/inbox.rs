@@ -128,7 +128,8 @@ mod tests {
     fn report(node: &str, uptime_ms: u64) -> UsageReport {
         let (rows, pools) = (Vec::new(), BTreeMap::new());
         let (node, applied, nack) = (node.into(), None, None);
-        UsageReport { schema: 1, node, instance: 1, uptime_ms, applied, nack, rows, pools }
+        let providers = BTreeMap::new();
+        UsageReport { schema: 1, node, instance: 1, uptime_ms, applied, nack, rows, pools, providers }
     }
 
     #[test]

@@ -167,6 +167,7 @@ fn policy(chance: &mut Chance, capacity: f64) -> Policy {
             ceiling: ceiling.max(Limit::Finite(guarantee)),
             tier_limits: BTreeMap::new(),
             key_limits,
+            ..Grant::default()
         }
     };
     let tiers = BTreeMap::from([
@@ -186,7 +187,8 @@ fn policy(chance: &mut Chance, capacity: f64) -> Policy {
         digest: "0".to_owned(),
         interval: INTERVAL,
         pools: BTreeMap::from([(PoolId::new("pool"), pool)]),
-        models: BTreeMap::from([(ModelId::new("model"), ModelPolicy { pool: PoolId::new("pool"), tiers })]),
+        models: BTreeMap::from([(ModelId::new("model"), ModelPolicy::new(PoolId::new("pool"), tiers))]),
+        ..Policy::default()
     }
 }
 

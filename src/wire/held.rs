@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::planted::bug;
 use crate::unit::{Instant, Limit};
 use crate::wire::table::{Entry, LimitTable, Stamp, TableError};
 
@@ -49,7 +50,7 @@ impl Held {
         let Some(held) = current else {
             return Ok(Offer::Applied(Held::fresh(table, now)));
         };
-        if table.stamp <= held.table.stamp && !cfg!(feature = "bug-replay-accepted") {
+        if table.stamp <= held.table.stamp && !bug("replay-accepted") {
             return Ok(Offer::Stale);
         }
         let same_version =
@@ -86,7 +87,7 @@ impl Held {
     /// down to `safe`. Never above the last table, and zero only where `safe` is.
     pub fn tier_limit(&self, entry: &Entry, now: Instant) -> Limit {
         let steps = self.intervals_expired(now);
-        if steps == 0 || cfg!(feature = "bug-never-drifts") || entry.tier_limit <= entry.safe {
+        if steps == 0 || bug("never-drifts") || entry.tier_limit <= entry.safe {
             return entry.tier_limit;
         }
         let (Limit::Finite(last), Limit::Finite(safe)) = (entry.tier_limit, entry.safe) else {

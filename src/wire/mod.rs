@@ -10,6 +10,9 @@ pub mod usage;
 
 pub use dialect::Dialect;
 pub use held::{Held, Offer};
-pub use product::{Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Price, Product, Span, Window};
+pub use product::{
+    Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Pinned, Price, Product, Span, Window,
+};
 pub use table::{Entry, LimitTable, PoolEntry, Row, Stamp, TableError, Yields};
-pub use usage::{Nack, PoolUsage, UsageReport, UsageRow, Work};
+pub use usage::{Hold, LearnedLimit, LimitWindow, Nack, PoolUsage, ProviderUsage, Quantity};
+pub use usage::{UsageReport, UsageRow, Work};

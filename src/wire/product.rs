@@ -15,6 +15,7 @@ pub struct Product {
     pub window: Window,
     pub span: Span,
     pub cached_input: CachedInput,
+    pub pinned: Pinned,
     /// IANA name of the time zone in which days and months begin.
     pub zone: String,
     /// Cumulative recharge, micro-dollars, from which on an account has the tier. Empty: accounts
@@ -52,6 +53,18 @@ pub enum CachedInput {
     #[default]
     Counted,
     Free,
+}
+
+/// Whose requests always reach the same node, by hash of the key in front of the nodes. Nodes do not
+/// divide what is pinned: 1 concurrent request is 1 on one node, not one on each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pinned {
+    #[default]
+    Nothing,
+    Keys,
+    /// And with each account all its keys.
+    Accounts,
 }
 
 /// What is counted over a day or month of the product's time zone.
@@ -113,6 +126,21 @@ pub struct Price {
     pub request: u64,
 }
 
+// === impl Budget ===
+
+impl Budget {
+    pub const ALL: [Budget; 3] = [Budget::TokensPerDay, Budget::SpendPerDay, Budget::SpendPerMonth];
+
+    /// As files and people write it.
+    pub fn short(self) -> &'static str {
+        match self {
+            Budget::TokensPerDay => "tpd",
+            Budget::SpendPerDay => "spend_per_day",
+            Budget::SpendPerMonth => "spend_per_month",
+        }
+    }
+}
+
 // === impl Product ===
 
 impl Default for Product {
@@ -121,6 +149,7 @@ impl Default for Product {
             window: Window::Rolling,
             span: Span::Model,
             cached_input: CachedInput::Counted,
+            pinned: Pinned::Nothing,
             zone: "UTC".to_owned(),
             recharge: BTreeMap::new(),
             answers: Dialect::default(),

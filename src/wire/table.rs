@@ -155,6 +155,13 @@ impl LimitTable {
         found.ok().and_then(|at| self.rows.get(at))
     }
 
+    /// The product of a model, where the table says one.
+    pub fn product_of(&self, model: &str) -> Option<&Product> {
+        let at = self.rows.partition_point(|row| row.model.as_str() < model);
+        let row = self.rows.get(at).filter(|row| row.model.as_str() == model)?;
+        self.products.get(row.product.as_ref()?)
+    }
+
     /// Same entries, whatever the stamp: the condition under which a version may stay.
     pub fn same_entries(&self, other: &LimitTable) -> bool {
         self.policy == other.policy

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::NACK_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::REPORT_BYTES_MAX;
+use crate::bounds::REPORT_LIMITS_MAX;
+use crate::bounds::REPORT_PROVIDERS_MAX;
 use crate::bounds::REPORT_ROWS_MAX;
-use crate::unit::{ModelId, NodeId, PoolId, TierId};
+use crate::unit::{ModelId, NodeId, PoolId, ProviderId, TierId};
 use crate::wire::head::Head;
 use crate::wire::table::Stamp;
 
@@ -30,6 +32,9 @@ pub struct UsageReport {
     pub nack: Option<Nack>,
     pub rows: Vec<UsageRow>,
     pub pools: BTreeMap<PoolId, PoolUsage>,
+    /// What was learned of the providers asked; at most [`REPORT_PROVIDERS_MAX`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub providers: BTreeMap<ProviderId, ProviderUsage>,
 }
 
 /// A table that a node refused.
@@ -76,6 +81,89 @@ pub struct PoolUsage {
     pub upstream_errors: u64,
 }
 
+/// One provider as the node sees it: counters since start, the hold and its limits now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderUsage {
+    /// Requests sent to it.
+    pub attempts: u64,
+    pub served: u64,
+    /// Refused for its own rate limit.
+    pub limited: u64,
+    /// Refused for money, or for the quota of a day or longer.
+    pub exhausted: u64,
+    pub overloaded: u64,
+    pub failed: u64,
+    /// Answered that the request is at fault.
+    #[serde(default)]
+    pub rejected: u64,
+    /// Requests that passed it over while it was held.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Longest that one of its models is still not asked for; zero while all are.
+    #[serde(default)]
+    pub held_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// By model; at most [`REPORT_LIMITS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<LearnedLimit>,
+}
+
+/// Why a provider is not asked now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    Limited,
+    Exhausted,
+    Overloaded,
+    Failed,
+}
+
+/// A limit as a provider's last answer stated it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedLimit {
+    pub model: ModelId,
+    pub quantity: Quantity,
+    pub window: LimitWindow,
+    /// Not there: not told, or told as zero or less, which is no limit but a way of not telling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_ms: Option<u64>,
+}
+
+/// What a provider's limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    Requests,
+    Tokens,
+    /// Of one project of the account.
+    ProjectTokens,
+    /// Limited by what was used and not by what was asked for.
+    UsedTokens,
+    InputTokens,
+    UncachedInputTokens,
+    OutputTokens,
+    /// Of reserved capacity, beyond which requests are served all the same.
+    PriorityInputTokens,
+    PriorityOutputTokens,
+    Images,
+}
+
+/// Over what time a provider's limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitWindow {
+    Second,
+    Minute,
+    Hour,
+    Day,
+    Month,
+}
+
 /// Why a report was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("usage report refused: {0}")]
@@ -107,6 +195,16 @@ impl UsageReport {
         let count = self.rows.len().max(self.pools.len());
         if count > REPORT_ROWS_MAX {
             return Err(UsageError(format!("{count} rows, allowed are {REPORT_ROWS_MAX}")));
+        }
+        let providers = self.providers.len();
+        if providers > REPORT_PROVIDERS_MAX {
+            return Err(UsageError(format!("{providers} providers, allowed are {REPORT_PROVIDERS_MAX}")));
+        }
+        let limits = self.providers.values().map(|provider| provider.limits.len()).max().unwrap_or(0);
+        if limits > REPORT_LIMITS_MAX {
+            return Err(UsageError(format!(
+                "{limits} limits of one provider, allowed are {REPORT_LIMITS_MAX}"
+            )));
         }
         let name = self.node.as_str();
         let printable = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control);

@@ -259,8 +259,7 @@ fn wide(mut made: Policy, rows: usize) -> Policy {
         Dimension::ALL.into_iter().map(|d| (d, Limit::Finite(9))).collect();
     let grant = Grant { key_limits: limits, ..grant.clone() };
     let tiers: BTreeMap<TierId, Grant> = [(TierId::new(long(0)), grant)].into();
-    let models = (0..rows)
-        .map(|at| (ModelId::new(long(at)), ModelPolicy { pool: pool.clone(), tiers: tiers.clone() }));
+    let models = (0..rows).map(|at| (ModelId::new(long(at)), ModelPolicy::new(pool.clone(), tiers.clone())));
     made.models = models.collect();
     made
 }

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::json;
+use tidegate::enforce::accounts::Accounts;
 use tidegate::enforce::config::{KeySource, NodeConfig, Secret, TableSource};
-use tidegate::enforce::keyring::Keyring;
 use tidegate::enforce::node::Node;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -201,7 +201,7 @@ fn i10_what_holds_a_secret_does_not_show_it() {
     let mut config = NodeConfig::embedded("n", table, KeySource::Inline(keys()), routing);
     (config.controller_token, config.admin_token) = (secret(), secret());
     let bearer = secret().unwrap().bearer().unwrap();
-    let ring = Keyring::parse(&keys()).unwrap();
+    let ring = Accounts::parse(&keys()).unwrap();
     for shown in [
         format!("{config:?}"),
         format!("{config:#?}"),

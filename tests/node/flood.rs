@@ -11,7 +11,7 @@ use crate::cli::{Process, addresses, enforce};
 use crate::support::node::*;
 use http::StatusCode;
 use serde_json::json;
-use tidegate::enforce::keyring::Keyring;
+use tidegate::enforce::accounts::Accounts;
 use tidegate::enforce::{Limiter, Request, Settlement, Verdict};
 use tidegate::unit::Dimension;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 /// What a flood may leave behind, KiB: buffers that the allocator keeps.
 const GROWTH_KIB: u64 = 48 << 10;
 
-fn long() -> bool {
+pub fn long() -> bool {
     std::env::var_os("TIDEGATE_LONG").is_some_and(|value| value == "1")
 }
 
@@ -198,7 +198,7 @@ async fn i01_a_source_of_strangers_loses_its_connections_and_its_neighbour_with_
 
 #[test]
 fn i01_a_ring_of_known_keys_is_not_changed_by_any_number_of_others() {
-    let ring = Keyring::parse(&keys()).unwrap();
+    let ring = Accounts::parse(&keys()).unwrap();
     let mut headers = http::HeaderMap::new();
     for at in 0..200_000_u64 {
         let key = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -48,7 +48,7 @@ async fn f10_a_bad_table_file_keeps_the_last_one_and_a_good_one_follows() {
     assert_eq!(rig.node.cell().held().unwrap().stamp().version, 3);
 }
 
-async fn wait_for_metric(rig: &Rig, line: &str) {
+pub async fn wait_for_metric(rig: &Rig, line: &str) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let page = rig.get(rig.node.admin, "/metrics").await.2;

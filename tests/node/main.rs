@@ -9,13 +9,15 @@
     reason = "a broken promise ends the test"
 )]
 
-mod abuse;
+mod accounts;
+mod answers;
 mod away;
 mod cli;
 mod edges;
 mod flood;
 mod follow;
 mod openai;
+mod providers;
 mod proxy;
 mod smuggling;
 #[path = "../support/mod.rs"]

@@ -77,6 +77,7 @@ pub async fn controller(dir: &Path, detail: Detail) -> Running {
                 nack: None,
                 rows: Vec::new(),
                 pools: Default::default(),
+                providers: Default::default(),
             };
             let body = serde_json::to_vec(&report).unwrap();
             call(running.addr, "POST /v1/usage", &[("authorization", &token)], &body).await;

@@ -287,13 +287,15 @@ pub fn policy(source: SourcePolicy, interval: Duration, ceiling: u64, digest: &s
         ceiling: Limit::Finite(ceiling),
         tier_limits: BTreeMap::new(),
         key_limits: BTreeMap::new(),
+        ..Grant::default()
     };
-    let model = ModelPolicy { pool: "gpu".into(), tiers: [("free".into(), grant)].into() };
+    let model = ModelPolicy::new("gpu".into(), [("free".into(), grant)].into());
     Policy {
         digest: digest.to_owned(),
         interval,
         pools: [("gpu".into(), pool)].into(),
         models: [("m".into(), model)].into(),
+        ..Policy::default()
     }
 }
 

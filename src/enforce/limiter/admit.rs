@@ -12,6 +12,7 @@ use crate::enforce::slot::{Basis, Terms, View};
 use crate::enforce::ticket::{
     Costs, JobSlot, KeyId, KeySlot, Places, Refusal, RefusalReason, Request, Scope, Settlement, Ticket,
 };
+use crate::planted::bug;
 use crate::unit::{Instant, Limit};
 use crate::wire::Held;
 
@@ -111,7 +112,7 @@ impl Shard {
         }
         if let Some(refusal) = worst.refusal() {
             shared.row.counted.refused_limit.add(costs.work);
-            if cfg!(feature = "bug-refused-charges") {
+            if bug("refused-charges") {
                 shared.row.meters.charge(now, tier, &weighted);
             }
             return Err(refusal);

@@ -3,6 +3,7 @@
 use crate::enforce::meters::Amounts;
 use crate::enforce::slot::{Basis, Slot, Terms, View};
 use crate::enforce::ticket::{Costs, JobSlot, Places, Progress, Request, Settlement, Ticket};
+use crate::planted::bug;
 use crate::unit::Instant;
 
 use super::Limiter;
@@ -140,7 +141,7 @@ impl Shard {
         }
         let Some(pool) = self.rules.pool(ticket.pool) else { return };
         let mut pool = lock(&pool.cell.state);
-        let leaks = cfg!(feature = "bug-slot-leak") && matches!(outcome, Settlement::Broken { .. });
+        let leaks = bug("slot-leak") && matches!(outcome, Settlement::Broken { .. });
         pool.in_flight = pool.in_flight.saturating_sub(u64::from(!leaks));
         pool.waiting = pool.waiting.saturating_sub(ticket.waiting);
         pool.count(outcome);

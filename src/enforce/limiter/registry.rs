@@ -7,6 +7,7 @@ use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::{Allowance, Portion};
 use crate::enforce::meters::Meters;
 use crate::enforce::ticket::Scope;
+use crate::planted::bug;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, ProductId, TierId};
 use crate::wire::{CachedInput, Held, LimitTable, Row, Span, TableError, Window};
 
@@ -59,7 +60,7 @@ impl Registry {
         }
         for row in &table.rows {
             let Some((rules, at)) = self.row(row, table, node, &rows, &mut models) else { continue };
-            if cfg!(feature = "bug-refill-on-swap") {
+            if bug("refill-on-swap") {
                 *lock(&rules.cell.state) = RowState::default();
             }
             let area = flows(areas.get(at), &rules, now);

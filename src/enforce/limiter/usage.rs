@@ -91,6 +91,7 @@ impl Limiter {
             nack: None,
             rows: rows.collect(),
             pools,
+            providers: Default::default(),
         }
     }
 }

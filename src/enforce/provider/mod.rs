@@ -1,0 +1,17 @@
+//! Providers of a model: what their answers teach, and which of them may be asked now.
+//!
+//! [`learn()`] reads one answer, [`Providers`] remembers, [`Closed`] says what a client hears when
+//! nobody may be asked; all of it is pure. `forward.rs` sends, `fallback.rs` goes from one to the
+//! next.
+
+mod closed;
+mod error;
+mod fields;
+mod learn;
+mod reset;
+mod state;
+
+pub use closed::Closed;
+pub use fields::is_quota;
+pub use learn::{Answer, Class, Lesson, learn, refuses};
+pub use state::{Providers, Readiness};
