@@ -15,7 +15,7 @@ use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
-use crate::unit::{Instant, NodeId, SystemClock};
+use crate::unit::{Instant, NodeId, SystemClock, unix_now};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
@@ -114,6 +114,12 @@ impl Shared {
     pub fn refuse(&self, stamp: Option<Stamp>, reason: &str) {
         self.count.tables_refused();
         self.nack.store(Some(Arc::new(Nack::new(stamp, reason))));
+    }
+
+    /// What the wall clock says by now, for limits whose minutes are its own.
+    pub fn tell_time(&self) {
+        let unix_ms = u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX);
+        self.cell.with(|limiter, now| limiter.set_wall(now, unix_ms));
     }
 
     /// Lets another process have the state directory.
