@@ -301,6 +301,8 @@ bounds! {
         STRANGER_PAUSE: Duration, time = Duration::from_millis(50), "no attempt is sooner forgotten";
         /// Names a node has ever seen in tables.
         ROW_NAMES_MAX: usize, count = 2 * TABLE_ENTRIES_MAX, "a table that brings more is refused";
+        /// Longest that a step of the wall clock goes unnoticed.
+        WALL_CLOCK_EVERY: Duration, time = Duration::from_secs(1), "looked at; in between, minutes go by the monotonic clock";
         /// Most slots looked at for one that may be forgotten, per new key.
         SWEEP_MAX: usize, count = 32, "looked at with the next new key";
         /// Most headers of one request.

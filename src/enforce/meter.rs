@@ -45,6 +45,7 @@ enum Kind {
 pub struct Usage {
     /// Uncached.
     pub input: Option<u64>,
+    /// Input that the upstream had cached.
     pub cached: Option<u64>,
     pub output: Option<u64>,
 }

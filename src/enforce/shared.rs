@@ -100,17 +100,6 @@ impl Shared {
         })
     }
 
-    /// Tells the limiter what the wall clock says, for as long as the node lives: minutes follow it
-    /// when it is set.
-    pub async fn follow_wall(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            set_wall(&self.cell, self.ledger.wall());
-        }
-    }
-
     pub fn report(&self) -> UsageReport {
         let report = self.cell.with(|limiter, now| limiter.report(now, self.started, self.instance));
         let providers = self.with_providers(|providers, now| providers.usage(now));
@@ -156,6 +145,11 @@ impl Shared {
     pub fn refuse(&self, stamp: Option<Stamp>, reason: &str) {
         self.count.tables_refused();
         self.nack.store(Some(Arc::new(Nack::new(stamp, reason))));
+    }
+
+    /// What the wall clock says by now, for limits whose minutes are its own.
+    pub fn tell_time(&self) {
+        set_wall(&self.cell, self.ledger.wall());
     }
 
     /// Lets another process have the state directory.

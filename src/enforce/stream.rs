@@ -103,6 +103,13 @@ impl Guard {
         }
     }
 
+    /// What has come so far counts while it flows.
+    pub fn progress(&mut self, output_seen: u64) {
+        if let Some(ticket) = self.ticket.as_mut() {
+            self.shared.cell.with(|limiter, now| limiter.progress(now, ticket, output_seen));
+        }
+    }
+
     /// Settles now; later calls and the drop do nothing.
     pub fn settle(&mut self, end: Settlement) {
         if let Some(ticket) = self.ticket.take() {
@@ -239,6 +246,7 @@ impl HttpBody for Metered {
             this.idle.as_mut().reset(tokio::time::Instant::now() + this.idle_for);
             this.guard.first_token();
             let mut out = this.meter.feed(piece);
+            this.guard.progress(this.meter.output_seen());
             // Many clients leave at the last event, without waiting for the connection's end.
             let left = match this.meter.is_over() && !this.settled {
                 true => this.outcome(),
