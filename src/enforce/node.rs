@@ -197,6 +197,7 @@ impl Running {
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), self.servers.all_ended()).await;
         self.followers.abort_all();
+        self.gate.shared.desk.keep().await;
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
@@ -270,6 +271,8 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
         let gate = Arc::clone(gate);
         followers.restarted("keys", move || follow_keys(Arc::clone(&gate), path.clone(), poll));
     }
+    let desk = Arc::clone(&gate.shared.desk);
+    followers.restarted("jobs", move || Arc::clone(&desk).run());
     for secret in [&config.controller_token, &config.admin_token].into_iter().flatten() {
         let Some(path) = secret.file().map(std::path::Path::to_owned) else { continue };
         let (shared, secret) = (Arc::clone(&gate.shared), secret.clone());

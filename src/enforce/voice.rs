@@ -86,7 +86,14 @@ impl<'a> Voice<'a> {
                 let over = self.over(refusal, *scope, *dimension, *limit, wanted, quotas);
                 (kind_of(*dimension, &over), Some(over))
             }
-            RefusalReason::Capacity { .. } => (Kind::Capacity, None),
+            RefusalReason::Capacity { .. } | RefusalReason::Ledger => (Kind::Capacity, None),
+            RefusalReason::Budget { scope, budget, limit } => {
+                let limit = limit.finite().unwrap_or(0);
+                let (meter, bound) = (Meter::Period(*budget), Bound::Static);
+                let over = Over { meter, scope: *scope, bound, limit, remaining: 0, active: limit, asked: 0 };
+                (Kind::Period, Some(over))
+            }
+            RefusalReason::Credit => (Kind::Credit, None),
             RefusalReason::UnknownModel | RefusalReason::UnknownTier => (Kind::UnknownModel, None),
             RefusalReason::NoTable => return None,
         };
