@@ -134,12 +134,14 @@ impl<'a> Voice<'a> {
 
     fn standing(&self, quota: &Quota) -> Standing {
         let entry = self.row.and_then(|row| row.limits.get(&quota.dimension));
+        let bound = self.bound(quota.scope, quota.dimension, quota.limit);
+        let entry = entry.filter(|_| bound != Bound::Override);
         Standing {
             dimension: quota.dimension,
             scope: quota.scope,
-            bound: self.bound(quota.scope, quota.dimension, quota.limit),
+            bound,
             limit: quota.limit,
-            ceiling: entry.map_or(Limit::Unlimited, |entry| most(entry, quota.scope)),
+            ceiling: entry.map_or(Limit::Finite(quota.limit), |entry| most(entry, quota.scope)),
             remaining: quota.remaining,
             reset: quota.reset,
         }
