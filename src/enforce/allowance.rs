@@ -6,7 +6,7 @@ use crate::enforce::bucket::{GRAINS, Rate};
 use crate::enforce::ticket::{Limits, Scope};
 use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::table::Share;
-use crate::wire::{Entry, Held, PoolEntry};
+use crate::wire::{Entry, Held, Pinned, PoolEntry};
 
 /// A tier's bucket holds this much of its limit: long enough for a burst of arrivals, too short
 /// for a pool to queue behind it.
@@ -21,6 +21,7 @@ pub struct Portion {
     /// Of what one key or account may use. Nothing is set aside of that for nodes that are not
     /// listed: those grant a key its whole limit, and are bounded by their part of the tier's.
     of_keys: u32,
+    of_accounts: u32,
     /// Of the limit when listed, of `safe` otherwise.
     listed: bool,
 }
@@ -43,7 +44,7 @@ pub struct Allowance {
 
 impl Portion {
     /// The only node there is.
-    pub const WHOLE: Portion = Portion { ppm: PPM, of_keys: PPM, listed: true };
+    pub const WHOLE: Portion = Portion { ppm: PPM, of_keys: PPM, of_accounts: PPM, listed: true };
 
     /// A share of zero counts as not listed: the reserve for such nodes covers it.
     pub fn of(pool: &PoolEntry, node: &NodeId) -> Portion {
@@ -52,9 +53,18 @@ impl Portion {
                 let listed = u64::from(PPM.saturating_sub(pool.unlisted_share)).max(1);
                 let of_keys = u64::from(ppm) * u64::from(PPM) / listed;
                 let of_keys = u32::try_from(of_keys).unwrap_or(PPM).min(PPM);
-                Portion { ppm: ppm.min(PPM), of_keys, listed: true }
+                Portion { ppm: ppm.min(PPM), of_keys, of_accounts: of_keys, listed: true }
             }
-            _ => Portion { ppm: pool.unlisted_share.min(PPM), of_keys: PPM, listed: false },
+            _ => Portion { ppm: pool.unlisted_share.min(PPM), of_keys: PPM, of_accounts: PPM, listed: false },
+        }
+    }
+
+    /// What reaches this node only is this node's alone to limit: nothing of it is divided.
+    pub fn pinned(self, pinned: Pinned) -> Portion {
+        match pinned {
+            Pinned::Nothing => self,
+            Pinned::Keys => Portion { of_keys: PPM, ..self },
+            Pinned::Accounts => Portion { of_keys: PPM, of_accounts: PPM, ..self },
         }
     }
 
@@ -82,7 +92,8 @@ impl Allowance {
     pub fn of(dimension: Dimension, limit: Limit, scope: Scope, portion: Portion) -> Option<Allowance> {
         let limit = limit.finite()?;
         let ppm = match scope {
-            Scope::Key | Scope::Account => portion.of_keys,
+            Scope::Key => portion.of_keys,
+            Scope::Account => portion.of_accounts,
             Scope::Tier | Scope::Model | Scope::Provider => portion.ppm,
         };
         let mut micro = u128::from(limit) * u128::from(ppm);
@@ -145,5 +156,18 @@ mod tests {
         assert_eq!(portion(&[PPM / 100 * 99]), [PPM]);
         assert_eq!(portion(&[PPM / 100 * 66, PPM / 100 * 33]), [666_666, 333_333]);
         assert_eq!(portion(&[0]), [PPM], "not listed");
+    }
+
+    #[test]
+    fn what_is_pinned_is_whole_on_its_node() {
+        let half = Portion { ppm: PPM / 2, of_keys: PPM / 2, of_accounts: PPM / 2, listed: true };
+        let count = |scope, pinned| {
+            let dimension = Dimension::Concurrency;
+            Allowance::of(dimension, Limit::Finite(10), scope, half.pinned(pinned)).unwrap().count
+        };
+        let counts = |pinned| [Scope::Key, Scope::Account, Scope::Tier].map(|scope| count(scope, pinned));
+        assert_eq!(counts(Pinned::Nothing), [5, 5, 5]);
+        assert_eq!(counts(Pinned::Keys), [10, 5, 5]);
+        assert_eq!(counts(Pinned::Accounts), [10, 10, 5]);
     }
 }

@@ -106,8 +106,9 @@ impl Registry {
         models: &mut Vec<ModelRules>,
     ) -> Option<(RowRules, usize)> {
         let pool = table.pools.get(&row.pool)?;
-        let portion = Portion::of(pool, node);
         let product = row.product.as_ref().and_then(|name| table.products.get(name));
+        let pinned = product.map(|product| product.pinned).unwrap_or_default();
+        let portion = Portion::of(pool, node).pinned(pinned);
         let entry = table.models.get(&row.model);
         let model = self.model_at(&row.model, models);
         if let Some(limits) = entry.map(|entry| &entry.limits)
