@@ -19,7 +19,7 @@ use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
-use crate::enforce::jobs::HOOKS;
+use crate::enforce::jobs::{HOOKS, Watch};
 use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
 use crate::enforce::purse::{Expected, Hold, Purse};
@@ -169,16 +169,8 @@ impl Gate {
     ) -> Result<Response<Body>, Response<Body>> {
         let routing = self.routing.load_full();
         let routed = routing.model_of(request.uri().path()).map(|model| model.as_str());
-        if routed.is_none() && request.method() == Method::GET && request.uri().path() == MODELS {
-            return Err(self.models(&routing, holder));
-        }
-        if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
-            return Err(self.limits(holder).await);
-        }
-        let path = request.uri().path();
-        if climbs(path) || routed.is_none() && !path.starts_with(API) {
-            self.shared.count.bad_requests();
-            return Err(answer::unknown_path());
+        if let Some(page) = self.page(&request, &routing, routed, holder).await {
+            return Err(page);
         }
         let (held, moment) = (self.shared.cell.held(), moment());
         let table = held.as_ref().map(|held| &*held.table);
@@ -208,13 +200,7 @@ impl Gate {
         };
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
         let purse = table.zip(voice.row).and_then(|(table, row)| Purse::of(table, row, holder));
-        let admitted = match affair.as_ref().map_or(Ok(None), |affair| self.take_part(affair, &wanted)) {
-            Ok(watch) => {
-                let admitted = self.admit(&wanted, ask, purse.as_ref()).await;
-                admitted.map(|(ticket, hold)| (ticket, hold, watch))
-            }
-            Err(refusal) => Err(refusal),
-        };
+        let admitted = self.admit(affair.as_ref(), &wanted, ask, purse.as_ref()).await;
         let refused = match &admitted {
             Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
                 Some((*scope, *dimension))
@@ -244,31 +230,56 @@ impl Gate {
                 voice.mark(&mut response, &quotas, None, moment);
                 Ok(response)
             }
-            // Asking took its time: when to come again counts from now on.
             Err(refusal) => {
                 self.count(&refusal);
-                let refused = voice.refuse(&refusal, &wanted, &quotas, self::moment());
-                refused.ok_or_else(answer::no_limits)
+                // Asking took its time: when to come again counts from now on.
+                voice.refuse(&refusal, &wanted, &quotas, self::moment()).ok_or_else(answer::no_limits)
             }
         }
     }
 
-    /// One decision over rates, budgets and credit: all of them take the request, or none does.
+    /// What the node answers itself.
+    async fn page(
+        &self,
+        request: &Request<Bytes>,
+        routing: &Routing,
+        routed: Option<&str>,
+        holder: &Holder,
+    ) -> Option<Response<Body>> {
+        let path = request.uri().path();
+        match path {
+            MODELS if routed.is_none() && request.method() == Method::GET => {
+                Some(self.models(routing, holder))
+            }
+            LIMITS if routed.is_none() && request.method() == Method::GET => Some(self.limits(holder).await),
+            _ if climbs(path) || routed.is_none() && !path.starts_with(API) => {
+                self.shared.count.bad_requests();
+                Some(answer::unknown_path())
+            }
+            _ => None,
+        }
+    }
+
+    /// One decision over rates, jobs, budgets and credit: all of them take the request, or none does.
     async fn admit(
         &self,
+        affair: Option<&Affair<'_>>,
         wanted: &ticket::Request<'_>,
         ask: &Ask,
         purse: Option<&Purse>,
-    ) -> Result<(Ticket, Option<Hold>), Refusal> {
+    ) -> Result<(Ticket, Option<Hold>, Option<Watch>), Refusal> {
+        let watch = affair.map_or(Ok(None), |affair| self.take_part(affair, wanted))?;
         let (cell, ledger) = (&self.shared.cell, &self.shared.ledger);
-        let Some(purse) = purse else {
-            return cell.with(|limiter, now| limiter.admit_with(now, wanted, |_| Ok(None)));
+        let admitted = match purse {
+            None => cell.with(|limiter, now| limiter.admit_with(now, wanted, |_| Ok(None))),
+            Some(purse) => {
+                let pinned = purse.open(ledger).await?;
+                let reserve =
+                    |costs: &Costs| purse.reserve(ledger, pinned, Expected::of(ask, costs)).map(Some);
+                cell.with(|limiter, now| limiter.admit_with(now, wanted, reserve))
+            }
         };
-        let pinned = purse.open(ledger).await?;
-        cell.with(|limiter, now| {
-            let reserve = |costs: &Costs| purse.reserve(ledger, pinned, Expected::of(ask, costs)).map(Some);
-            limiter.admit_with(now, wanted, reserve)
-        })
+        admitted.map(|(ticket, hold)| (ticket, hold, watch))
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.

@@ -133,7 +133,6 @@ impl Drop for Guard {
 // === impl Metered ===
 
 impl Metered {
-    #[expect(clippy::too_many_arguments, reason = "everything that a response has to outlive")]
     pub fn new(
         inner: Incoming,
         meter: Meter,

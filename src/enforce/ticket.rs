@@ -48,6 +48,7 @@ pub struct Overrides<'a> {
 
 #[derive(Debug)]
 #[must_use]
+#[expect(clippy::large_enum_variant, reason = "one for every request: a box would be an allocation")]
 pub enum Verdict {
     Admitted(Ticket),
     Refused(Refusal),

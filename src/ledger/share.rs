@@ -186,7 +186,7 @@ mod tests {
     const DAY: Range<UnixMs> = 24 * HOUR..48 * HOUR;
 
     fn nodes(names: &[&str]) -> BTreeSet<NodeId> {
-        names.iter().map(|name| NodeId::new(name)).collect()
+        names.iter().map(NodeId::new).collect()
     }
 
     fn account(number: u64) -> Id {

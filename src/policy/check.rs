@@ -114,7 +114,7 @@ fn add(file: &PolicyFile, product: &str, policy: &mut Policy, rows: &mut Size, r
         let Granted { grants, complete } = tier::grants(&merged, Served { unit, fixed: pool.fixed }, report);
         if let (Some(pool), true) = (&shape.pool, complete) {
             let model = ModelPolicy { pool: PoolId::new(&pool.value), tiers: grants, size, entry };
-            written.push((name, merged, model));
+            written.push(Written { name, tiers: merged, policy: model });
         }
     }
     idle(file, pools, policy, report);
@@ -123,14 +123,7 @@ fn add(file: &PolicyFile, product: &str, policy: &mut Policy, rows: &mut Size, r
 }
 
 /// Warns of what is most likely a slip, and takes the models.
-fn compared(
-    written: Vec<(&Text, Vec<(&str, Parts)>, ModelPolicy)>,
-    product: &wire::Product,
-    policy: &mut Policy,
-    report: &mut Report,
-) {
-    let of = |(name, tiers, policy)| Written { name, tiers, policy };
-    let written: Vec<Written> = written.into_iter().map(of).collect();
+fn compared(written: Vec<Written<'_>>, product: &wire::Product, policy: &mut Policy, report: &mut Report) {
     for model in &written {
         order::tiers(model, product, report);
         order::divisible(model, product, report);

@@ -18,7 +18,8 @@ use crate::wire::{Pinned, Product};
 const DIVISIBLE: u64 = 4;
 
 /// The limits of one of many, by whom they limit.
-const LIMITS: [(&str, fn(&Parts) -> &Option<Limits>); 2] =
+type OfOne = fn(&Parts) -> &Option<Limits>;
+const LIMITS: [(&str, OfOne); 2] =
     [("key", |parts| &parts.key_limits), ("account", |parts| &parts.account_limits)];
 
 /// One model and how its tiers were written.

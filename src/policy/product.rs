@@ -35,7 +35,6 @@ pub fn product(file: &PolicyFile, report: &mut Report) -> Product {
         recharge: recharge(file, report),
         jobs: jobs::jobs(file, report),
         answers: answers(&file.answers, report),
-        ..defaults
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Granted {
     pub complete: bool,
 }
 
+/// How one list of limits is read.
+type Reader = dyn Fn(&Placed<Vec<Text>>, &mut Report) -> Option<Limits>;
+
 pub fn parts(shape: &TierShape, report: &mut Report) -> Parts {
     let mut broken = false;
     let mut parts = Parts::default();
@@ -83,8 +86,7 @@ pub fn parts(shape: &TierShape, report: &mut Report) -> Parts {
     parts.guarantee = quantity(&shape.guarantee, "guarantee");
     parts.safe = quantity(&shape.safe, "safe");
     parts.ceiling = quantity(&shape.ceiling, "");
-    let mut list = |texts: &Option<Placed<Vec<Text>>>,
-                    read: &dyn Fn(&Placed<Vec<Text>>, &mut Report) -> Option<Limits>| {
+    let mut list = |texts: &Option<Placed<Vec<Text>>>, read: &Reader| {
         let parsed = texts.as_ref().and_then(|texts| read(texts, report));
         broken |= texts.is_some() && parsed.is_none();
         parsed

@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_its_name() {
         jobs().validate().unwrap();
-        let bad: [(&str, fn(&mut Jobs)); 8] = [
+        type Spoil = fn(&mut Jobs);
+        let bad: [(&str, Spoil); 8] = [
             ("create", |jobs| jobs.create.clear()),
             ("create", |jobs| jobs.create.extend(["/v1/{id}".to_owned()])),
             ("poll", |jobs| jobs.poll = "/v1/predictions".to_owned()),
