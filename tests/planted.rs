@@ -3,7 +3,7 @@
 //! `tests/planted.sh` runs this once per bug. Without a bug it checks that the promise
 //! each bug breaks is otherwise kept, so that a catch means something.
 #![cfg(feature = "sim")]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a broken promise ends the test")]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a broken promise ends the test")]
 
 use tidegate::sim::Promise;
 use tidegate::sim::Scenario;
@@ -36,8 +36,8 @@ fn the_planted_bug_is_caught_by_name() {
     let on = std::env::var("TIDEGATE_BUG").ok();
     let planted = on.map(|on| {
         let known = BUGS.into_iter().find(|(name, _)| *name == on);
-        assert!(cfg!(feature = "planted"), "built without the feature `planted`");
-        known.unwrap_or_else(|| panic!("no bug is called {on}"))
+        let built = cfg!(feature = "planted").then_some(known).expect("built with the feature `planted`");
+        built.unwrap_or_else(|| panic!("no bug is called {on}"))
     });
     for seed in 0..SEEDS {
         let outcome = World::new(Scenario::draw(seed, SECONDS)).run();
