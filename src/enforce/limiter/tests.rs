@@ -1,6 +1,8 @@
 //! The limiter's promises, one test each; the seeded ones compare with a model in floating point.
 
 #[cfg(feature = "sim")]
+mod exact;
+#[cfg(feature = "sim")]
 mod extremes;
 #[cfg(feature = "sim")]
 mod keys;
