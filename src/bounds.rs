@@ -191,6 +191,10 @@ bounds! {
         REPORT_BYTES_MAX: usize, bytes = 1 << 20, "413; the node leaves out the rows that would pass it";
         /// Longest reason in a usage report why a table was refused.
         NACK_BYTES_MAX: usize, bytes = 512, "cut off";
+        /// Most paths, and most last states, of a product's jobs.
+        JOB_STATES_MAX: usize, count = 32, "the table is refused";
+        /// Longest lease of a job.
+        JOB_LEASE_MAX: Duration, time = Duration::from_secs(7 * 86_400), "the table is refused";
         /// Most providers in a usage report.
         REPORT_PROVIDERS_MAX: usize, count = 256, "left out by the node; refused by the controller";
         /// Most learned limits of one provider in a usage report.
@@ -297,6 +301,8 @@ bounds! {
         STRANGER_PAUSE: Duration, time = Duration::from_millis(50), "no attempt is sooner forgotten";
         /// Names a node has ever seen in tables.
         ROW_NAMES_MAX: usize, count = 2 * TABLE_ENTRIES_MAX, "a table that brings more is refused";
+        /// Longest that a step of the wall clock goes unnoticed.
+        WALL_CLOCK_EVERY: Duration, time = Duration::from_secs(1), "looked at; in between, minutes go by the monotonic clock";
         /// Most slots looked at for one that may be forgotten, per new key.
         SWEEP_MAX: usize, count = 32, "looked at with the next new key";
         /// Most headers of one request.
@@ -373,6 +379,12 @@ bounds! {
         PROVIDER_FAILURES_MAX: u32, count = 3, "it pauses as one that refuses";
         /// Most limits remembered of what a provider says about one model.
         PROVIDER_LIMITS_MAX: usize, count = 16, "not remembered";
+        /// Largest file of running jobs.
+        JOBS_FILE_BYTES_MAX: u64, bytes = 256 << 20, "not read: no job of a former life counts";
+        /// Pause between two looks at leases, and between two writings of the jobs that run.
+        JOBS_SWEEP_PAUSE: Duration, time = Duration::from_millis(200), "a slot is free that much later";
+        /// Most jobs known at a time.
+        JOBS_MAX: usize, count = 100_000, "503: no job is created";
         /// Most models told apart for one provider.
         PROVIDER_MODELS_MAX: usize, count = 1_024, "it is asked, and nothing is remembered";
     }
@@ -389,6 +401,8 @@ bounds! {
         LEDGER_CACHE_BYTES_MAX: usize, bytes = 16 << 20, "read from disk again";
         /// Pause after the disk failed the ledger.
         LEDGER_RETRY_WAIT: Duration, time = Duration::from_secs(1), "tried again";
+        /// Longest that a request waits for room in memory while other accounts are written out.
+        LEDGER_ROOM_WAIT: Duration, time = Duration::from_secs(1), "refused: hard budgets are closed to it";
         /// Most lists of nodes remembered for the owners of budgets.
         LEDGER_LISTS_MAX: usize, count = 64, "the oldest but one is forgotten: budgets of a period that began then are not owned";
         /// Most time zones with their periods in memory.

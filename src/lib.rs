@@ -91,7 +91,8 @@
 //! 9. [`enforce::Limiter::admit`] tests a request against every limit of its row and key and
 //!    against the pool's room, and charges all or nothing. A [`enforce::Verdict::Refused`] carries
 //!    its reason and the time after which the request would pass.
-//! 10. `enforce/answer.rs` makes it a 429 or 503 with Retry-After, in one function.
+//! 10. `enforce/render.rs` says it in the dialect of the product ([`wire::Dialect`]): status, body,
+//!     Retry-After and the headers of the key's standing, in one pure function.
 //!
 //! An admitted request holds a [`enforce::Ticket`]; [`enforce::Limiter::settle`] consumes it, so
 //! it is settled once. What it used comes back to step 1 with the node's next report.

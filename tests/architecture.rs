@@ -55,14 +55,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The only files that read a clock: the one all others are handed, the node's sockets, whose
 /// deadlines are those of tokio's timers, and the one that notes a renewal as a file's time.
-const CLOCKS: &[&str] = &[
-    "ledger/live.rs",
-    "enforce/follow_http.rs",
-    "enforce/patient.rs",
-    "enforce/store.rs",
-    "enforce/stream.rs",
-    "unit.rs",
-];
+const CLOCKS: &[&str] =
+    &["enforce/follow_http.rs", "enforce/patient.rs", "enforce/store.rs", "enforce/stream.rs", "unit.rs"];
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
@@ -86,6 +80,7 @@ const SHELLS: &[&str] = &[
     "demo/watch.rs",
     "demo/wire.rs",
     "enforce/admin.rs",
+    "enforce/affair.rs",
     "enforce/client.rs",
     "enforce/config.rs",
     "enforce/fallback.rs",
@@ -95,6 +90,8 @@ const SHELLS: &[&str] = &[
     "enforce/forward.rs",
     "enforce/gateway.rs",
     "enforce/intake.rs",
+    "enforce/jobs/desk.rs",
+    "enforce/jobs/kept.rs",
     "enforce/metrics.rs",
     "enforce/node.rs",
     "enforce/patient.rs",
@@ -192,6 +189,9 @@ fn scan(name: &str, text: &str) -> Vec<String> {
         if ["sim", "demo", "bounds"].iter().all(|free| room != *free) && declares_a_bound(line) {
             found.push(format!("{place}: a bound of its own; declare it in bounds.rs, where all are"));
         }
+        if room == "ledger" && ["f32", "f64"].iter().any(|float| line.contains(float)) {
+            found.push(format!("{place}: money and tokens are integers here; a float loses some of them"));
+        }
         if let Some(world) = WORLD.iter().find(|world| line.contains(**world))
             && !SHELLS.contains(&name)
             && !name.starts_with("cli/")
@@ -283,6 +283,12 @@ fn a_stray_bound_is_found() {
         "//! x\npub(super) const LINES_MAX: usize = 3;\nconst STEP_MAX: f64 = 1.0;\n",
     );
     assert_eq!(found, ["enforce/keys.rs:2: a bound of its own; declare it in bounds.rs, where all are"]);
+}
+
+#[test]
+fn d7_a_float_in_the_ledger_is_found() {
+    let found = scan("ledger/book.rs", "//! x\nlet half = micros as f64 / 2.0;\n");
+    assert_eq!(found, ["ledger/book.rs:2: money and tokens are integers here; a float loses some of them"]);
 }
 
 #[test]

@@ -230,6 +230,7 @@ fn metrics_are_those_of_the_code() {
         "src/control/metrics.rs",
         "src/control/families.rs",
         "src/control/granted.rs",
+        "src/enforce/ledger_page.rs",
         "src/enforce/metrics.rs",
         "src/metrics/mod.rs",
     ];

@@ -23,6 +23,10 @@ use crate::metrics::Detail;
 use crate::metrics::Page;
 use crate::unit::{Dimension, NodeId, TierId};
 use crate::wire::LimitTable;
+use crate::wire::jobs::decoded;
+
+/// Before the id of a job.
+const JOBS: &str = "/v1/jobs/";
 
 pub struct Admin {
     pub gate: Arc<Gate>,
@@ -73,6 +77,7 @@ impl Admin {
             (&Method::GET, "/-/ready") => plain(StatusCode::SERVICE_UNAVAILABLE, "no table yet\n"),
             (&Method::GET, "/v1/table") => in_force(shared),
             (&Method::POST, "/-/reload") => self.reload(request.headers()).await,
+            (&Method::DELETE, path) if path.starts_with(JOBS) => self.release(request.headers(), path),
             (_, "/metrics" | "/-/healthy" | "/-/ready" | "/v1/table" | "/-/reload") => {
                 plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
             }
@@ -80,18 +85,34 @@ impl Admin {
         }
     }
 
-    async fn reload(&self, headers: &HeaderMap) -> Response<Body> {
+    /// Ends a job of which the node will not hear.
+    fn release(&self, headers: &HeaderMap, path: &str) -> Response<Body> {
+        if let Some(refused) = self.refuses(headers) {
+            return refused;
+        }
+        let id = decoded(path.strip_prefix(JOBS).unwrap_or_default());
+        match self.gate.shared.desk.release(&id) {
+            0 => plain(StatusCode::NOT_FOUND, "no such job runs\n"),
+            _ => plain(StatusCode::OK, "released\n"),
+        }
+    }
+
+    /// What whoever has not the operator's token hears.
+    fn refuses(&self, headers: &HeaderMap) -> Option<Response<Body>> {
         let Some(token) = &self.token else {
-            return plain(
-                StatusCode::FORBIDDEN,
-                "set `admin_token_file` to reload over HTTP, or send SIGHUP\n",
-            );
+            let text = "set `admin_token_file` to do this over HTTP; SIGHUP reloads without it\n";
+            return Some(plain(StatusCode::FORBIDDEN, text));
         };
         let mut all = headers.get_all(AUTHORIZATION).iter();
         let only = all.next().filter(|_| all.next().is_none());
         let sent = only.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        if !sent.is_some_and(|sent| sent.ct_eq(token.expose().as_bytes()).into()) {
-            return plain(StatusCode::UNAUTHORIZED, "not the admin token\n");
+        let known = sent.is_some_and(|sent| sent.ct_eq(token.expose().as_bytes()).into());
+        (!known).then(|| plain(StatusCode::UNAUTHORIZED, "not the admin token\n"))
+    }
+
+    async fn reload(&self, headers: &HeaderMap) -> Response<Body> {
+        if let Some(refused) = self.refuses(headers) {
+            return refused;
         }
         match self.reload.now(&self.gate).await {
             Ok(()) => plain(StatusCode::OK, "reloaded\n"),

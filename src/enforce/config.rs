@@ -23,6 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::Deserialize;
 
+use crate::bounds::CAPS_ACCOUNTS;
 use crate::bounds::CAPS_ANSWER_WAIT;
 use crate::bounds::CAPS_ANSWERS_BYTES;
 use crate::bounds::CAPS_BODIES_BYTES;
@@ -38,6 +39,8 @@ use crate::bounds::CAPS_KEYS;
 use crate::bounds::CAPS_WRITE_WAIT;
 use crate::bounds::CONFIG_BYTES_MAX;
 use crate::bounds::NAME_BYTES_MAX;
+use crate::enforce::jobs::{Hook, HookFile};
+use crate::ledger::Wall;
 use crate::metrics::Detail;
 use crate::metrics::PageOptions;
 use crate::unit::{ModelId, NodeId};
@@ -57,10 +60,14 @@ pub struct NodeConfig {
     pub controller_token: Option<Secret>,
     /// Needed by `POST /-/reload`; without it, only SIGHUP reloads.
     pub admin_token: Option<Secret>,
+    /// Where upstreams tell that a job has ended.
+    pub hook: Option<Hook>,
     pub routing: RoutingConfig,
     pub caps: Caps,
     /// What `/metrics` shows.
     pub metrics: PageOptions,
+    /// Tells days and months.
+    pub wall: Wall,
 }
 
 /// Where tables come from.
@@ -124,6 +131,8 @@ pub struct Caps {
     pub answers_bytes: usize,
     pub connections: usize,
     pub keys: usize,
+    /// Accounts and keys whose budgets are in memory.
+    pub accounts: usize,
     pub connect_seconds: u64,
     /// From a head's first byte to its last.
     pub header_seconds: u64,
@@ -169,6 +178,7 @@ struct ConfigFile {
     controller_token_file: Option<PathBuf>,
     admin_token_file: Option<PathBuf>,
     upstreams: BTreeMap<String, UpstreamConfig>,
+    webhooks: Option<HookFile>,
     #[serde(default)]
     routes: Vec<RouteConfig>,
     #[serde(default)]
@@ -225,9 +235,11 @@ impl NodeConfig {
             controller: file.controller.or(origin),
             controller_token: secret(&file.controller_token_file).transpose()?,
             admin_token: secret(&file.admin_token_file).transpose()?,
+            hook: file.webhooks.map(|hook| hook.load(dir).map_err(invalid)).transpose()?,
             routing,
             caps: file.caps,
             metrics: PageOptions { detail: file.metrics_detail, ..PageOptions::default() },
+            wall: Wall::system(),
         })
     }
 
@@ -248,9 +260,11 @@ impl NodeConfig {
             controller,
             controller_token: None,
             admin_token: None,
+            hook: None,
             routing,
             caps: Caps::default(),
             metrics: PageOptions::fresh(),
+            wall: Wall::system(),
         }
     }
 }
@@ -284,6 +298,7 @@ impl Default for Caps {
             answers_bytes: CAPS_ANSWERS_BYTES,
             connections: CAPS_CONNECTIONS,
             keys: CAPS_KEYS,
+            accounts: CAPS_ACCOUNTS,
             connect_seconds: CAPS_CONNECT_WAIT.as_secs(),
             header_seconds: CAPS_HEADER_WAIT.as_secs(),
             keep_alive_seconds: CAPS_KEEP_ALIVE_WAIT.as_secs(),

@@ -33,7 +33,7 @@ impl Gate {
     /// Every provider refuses or is known to.
     pub(super) async fn fall_back(
         &self,
-        errand: &Errand<'_>,
+        errand: Errand<'_>,
         route: &Route,
         mut guard: Guard,
         deadline: Instant,
@@ -55,23 +55,27 @@ impl Gate {
                 last = Some(Last { end: Settlement::UpstreamError, response: too_late() });
                 break;
             }
-            let sent = match self.attempt(errand, upstream, &mut guard, deadline).await {
+            let sent = match self.attempt(&errand, upstream, &mut guard, deadline).await {
                 Ok(sent) => sent,
                 Err(failed) => {
                     refused = !matches!(failed.end, Settlement::NotSent);
                     last = Some(Last { end: failed.end, response: failed.response });
-                    if failed.at_fault {
+                    let at_fault = failed.at_fault;
+                    let lesson = Lesson { class: Class::Failure, wait: None, readings: Vec::new() };
+                    if !at_fault {
+                        self.remember(begun, provider, &errand.model, &lesson);
+                    }
+                    // A job may have been created before the silence.
+                    if at_fault || refused && errand.creates_a_job() {
                         break;
                     }
-                    let lesson = Lesson { class: Class::Failure, wait: None, readings: Vec::new() };
-                    self.remember(begun, provider, &errand.model, &lesson);
                     continue;
                 }
             };
             if !refuses(sent.response.status()) {
                 let lesson = lesson(&sent.response, b"");
                 self.remember(begun, provider, &errand.model, &lesson);
-                return Ok(self.pass_on(sent, errand.ask, guard));
+                return Ok(self.pass_on(sent, errand, guard));
             }
             refused = true;
             let (class, response) = self.refusal(sent, begun, provider, &errand.model).await;

@@ -15,6 +15,7 @@ use crate::enforce::ask::{self, Ask};
 use crate::enforce::follow_http::chain;
 use crate::enforce::gateway::Gate;
 use crate::enforce::headers::{prepare, remove_quotas, strip};
+use crate::enforce::jobs::Watch;
 use crate::enforce::meter::Meter;
 use crate::enforce::stream::{Body, Estimate, Guard, Metered};
 use crate::enforce::ticket::{Refusal, Settlement};
@@ -26,6 +27,15 @@ pub(super) struct Errand<'a> {
     pub request: Request<Bytes>,
     pub ask: &'a Ask,
     pub model: ModelId,
+    /// The job that the answer will tell of.
+    pub watch: Option<Watch>,
+}
+
+impl Errand<'_> {
+    /// Sent twice it may be done twice.
+    pub fn creates_a_job(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_of_a_creation)
+    }
 }
 
 /// An upstream's response, and what has to outlive its headers.
@@ -62,13 +72,13 @@ impl Gate {
         };
         let deadline = self.shared.cell.now() + patience;
         if route.listed {
-            return self.fall_back(&errand, route, guard, deadline).await;
+            return self.fall_back(errand, route, guard, deadline).await;
         }
         let Some((_, upstream)) = route.providers.first() else {
             return Ok(bad_gateway("the model has no upstream"));
         };
         match self.attempt(&errand, upstream, &mut guard, deadline).await {
-            Ok(sent) => Ok(self.pass_on(sent, errand.ask, guard)),
+            Ok(sent) => Ok(self.pass_on(sent, errand, guard)),
             Err(failed) => {
                 guard.settle(failed.end);
                 Ok(failed.response)
@@ -77,7 +87,8 @@ impl Gate {
     }
 
     /// Makes a response the client's, whatever its status.
-    pub(super) fn pass_on(&self, sent: Sent, ask: &Ask, mut guard: Guard) -> Response<Body> {
+    pub(super) fn pass_on(&self, sent: Sent, errand: Errand<'_>, mut guard: Guard) -> Response<Body> {
+        let Errand { ask, watch, .. } = errand;
         let Sent { response, outstanding, asked_usage } = sent;
         let (mut parts, body) = response.into_parts();
         if parts.status.is_server_error() {
@@ -86,7 +97,9 @@ impl Gate {
             guard.settle(Settlement::Rejected);
         } else {
             guard.on_drop(Settlement::Broken { output_seen: 0 });
+            guard.created();
         }
+        let watch = watch.and_then(|watch| watch.on(parts.status));
         strip(&mut parts.headers);
         remove_quotas(&mut parts.headers, parts.status);
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -97,7 +110,7 @@ impl Gate {
         }
         let estimate = Estimate { input_tokens: ask.input_tokens, images: ask.images };
         let idle = Duration::from_secs(self.caps.idle_seconds);
-        let body = Metered::new(body, meter, guard, outstanding, estimate, idle);
+        let body = Metered::new(body, meter, guard, watch, outstanding, estimate, idle);
         Response::from_parts(parts, body.boxed_unsync())
     }
 

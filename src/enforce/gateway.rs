@@ -10,28 +10,32 @@ use hyper::body::{Body as HttpBody, Incoming};
 use tokio::sync::Semaphore;
 
 use crate::bounds::MODELS_LISTED_MAX;
+use crate::bounds::USAGE_TOKENS_MAX;
 use crate::enforce::accounts::{Accounts, Holder, NoTier};
+use crate::enforce::affair::Affair;
 use crate::enforce::answer::{self, closing};
 use crate::enforce::ask::Ask;
 use crate::enforce::client::{HttpClient, jitter};
 use crate::enforce::config::Caps;
 use crate::enforce::forward::Errand;
 use crate::enforce::intake::{self, Refused};
+use crate::enforce::jobs::HOOKS;
 use crate::enforce::limiter::Quotas;
 use crate::enforce::limits;
+use crate::enforce::purse::{Expected, Hold, Purse};
 use crate::enforce::render::Moment;
 use crate::enforce::room::Room;
 use crate::enforce::serve::Source;
 use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{self, Refusal, RefusalReason, Verdict};
+use crate::enforce::ticket::{self, Costs, Refusal, RefusalReason, Ticket};
 use crate::enforce::upstream::Routing;
 use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
-use crate::wire::Row;
 use crate::wire::dialect::Kind;
+use crate::wire::{LimitTable, Row};
 
 /// What the proxy needs besides the limiter.
 pub struct Gate {
@@ -63,6 +67,9 @@ impl Gate {
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
             self.shared.count.bad_requests();
             return closing(answer::invalid(StatusCode::BAD_REQUEST, "tunnels and upgrades are not served"));
+        }
+        if request.uri().path().starts_with(HOOKS) {
+            return self.webhook(request).await;
         }
         let Some(holder) = self.accounts.load().identify(request.headers()) else {
             self.shared.count.unauthorized();
@@ -102,9 +109,17 @@ impl Gate {
     }
 
     /// How the holder stands with every model.
-    fn limits(&self, holder: &Holder) -> Response<Body> {
+    async fn limits(&self, holder: &Holder) -> Response<Body> {
         let Some(held) = self.shared.cell.held() else { return answer::no_limits() };
-        let standings = limits::standings(&held.table, holder, moment(), |wanted| self.quotas(wanted));
+        let ledger = &self.shared.ledger;
+        // The same two records for all models; without them there is no usage to show.
+        let read = Purse::pin(holder, ledger).await;
+        let periods = |row: &Row| {
+            let purse = read.is_ok().then(|| Purse::of(&held.table, row, holder)).flatten();
+            purse.and_then(|purse| purse.usage(ledger).ok()).unwrap_or_default()
+        };
+        let quotas = |wanted: &ticket::Request<'_>| self.quotas(wanted);
+        let standings = limits::standings(&held.table, holder, moment(), quotas, periods);
         answer::json(&standings)
     }
 
@@ -148,7 +163,7 @@ impl Gate {
 
     async fn decide(
         &self,
-        request: Request<Bytes>,
+        mut request: Request<Bytes>,
         ask: &Ask,
         holder: &Holder,
     ) -> Result<Response<Body>, Response<Body>> {
@@ -158,7 +173,7 @@ impl Gate {
             return Err(self.models(&routing, holder));
         }
         if routed.is_none() && request.method() == Method::GET && request.uri().path() == LIMITS {
-            return Err(self.limits(holder));
+            return Err(self.limits(holder).await);
         }
         let path = request.uri().path();
         if climbs(path) || routed.is_none() && !path.starts_with(API) {
@@ -171,7 +186,9 @@ impl Gate {
             self.shared.count.unknown_models();
             Voice::of_holder(table, holder).say(Kind::UnknownModel, model, moment)
         };
-        let found = ask.model.as_deref().or(routed);
+        let affair = self.affair(table, &request, ask.model.as_deref().or(routed));
+        let known = affair.as_ref().and_then(Affair::model);
+        let found = ask.model.as_deref().or(known).or(routed);
         let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             return Err(unknown(found.unwrap_or_default()));
@@ -186,28 +203,42 @@ impl Gate {
             output_max: ask.output_max,
             images: ask.images,
             streamed: ask.streamed,
+            job: affair.as_ref().is_some_and(Affair::creates),
             ..limits::request(holder, model, tier)
         };
-        let (verdict, quotas) = self.shared.cell.with(|limiter, now| {
-            let verdict = limiter.admit(now, &wanted);
-            let refused = match &verdict {
-                Verdict::Refused(Refusal {
-                    reason: RefusalReason::Limit { scope, dimension, .. }, ..
-                }) => Some((*scope, *dimension)),
-                _ => None,
-            };
-            (verdict, limiter.quotas(now, &wanted, refused))
-        });
         let voice = Voice::of(table, model, tier.as_str()).with(wanted.overrides);
-        let ticket = match verdict {
-            Verdict::Admitted(ticket) => ticket,
-            Verdict::Refused(refusal) => {
+        let purse = table.zip(voice.row).and_then(|(table, row)| Purse::of(table, row, holder));
+        let admitted = match affair.as_ref().map_or(Ok(None), |affair| self.take_part(affair, &wanted)) {
+            Ok(watch) => {
+                let admitted = self.admit(&wanted, ask, purse.as_ref()).await;
+                admitted.map(|(ticket, hold)| (ticket, hold, watch))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let refused = match &admitted {
+            Err(Refusal { reason: RefusalReason::Limit { scope, dimension, .. }, .. }) => {
+                Some((*scope, *dimension))
+            }
+            _ => None,
+        };
+        let quotas = self.shared.cell.with(|limiter, now| limiter.quotas(now, &wanted, refused));
+        let (mut ticket, hold, watch) = match admitted {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
                 self.count(&refusal);
                 return voice.refuse(&refusal, &wanted, &quotas, moment).ok_or_else(answer::no_limits);
             }
         };
-        let guard = Guard::new(Arc::clone(&self.shared.cell), ticket);
-        let errand = Errand { request, ask, model: ModelId::new(model) };
+        let job = affair.as_ref().zip(watch.as_ref()).and_then(|(affair, watch)| {
+            let job = self.draft(affair, &wanted, watch, &mut ticket)?;
+            if let Some(body) = self.with_address(affair, &job, request.body()) {
+                *request.body_mut() = body;
+            }
+            Some(job)
+        });
+        let most = output_most(table, model, ask);
+        let guard = Guard::new(Arc::clone(&self.shared), ticket, hold, job, most);
+        let errand = Errand { request, ask, model: ModelId::new(model), watch };
         match self.forward(errand, &route, guard).await {
             Ok(mut response) => {
                 voice.mark(&mut response, &quotas, None, moment);
@@ -220,6 +251,24 @@ impl Gate {
                 refused.ok_or_else(answer::no_limits)
             }
         }
+    }
+
+    /// One decision over rates, budgets and credit: all of them take the request, or none does.
+    async fn admit(
+        &self,
+        wanted: &ticket::Request<'_>,
+        ask: &Ask,
+        purse: Option<&Purse>,
+    ) -> Result<(Ticket, Option<Hold>), Refusal> {
+        let (cell, ledger) = (&self.shared.cell, &self.shared.ledger);
+        let Some(purse) = purse else {
+            return cell.with(|limiter, now| limiter.admit_with(now, wanted, |_| Ok(None)));
+        };
+        let pinned = purse.open(ledger).await?;
+        cell.with(|limiter, now| {
+            let reserve = |costs: &Costs| purse.reserve(ledger, pinned, Expected::of(ask, costs)).map(Some);
+            limiter.admit_with(now, wanted, reserve)
+        })
     }
 
     /// What the holder may ask for, in the shape of OpenAI's list; routes may map the path instead.
@@ -246,6 +295,12 @@ impl Gate {
 /// Read once for one answer, so that all it says of time is of one instant.
 fn moment() -> Moment {
     Moment { unix: unix_now(), jitter: jitter() }
+}
+
+/// Most output tokens that all choices of an answer can have together.
+fn output_most(table: Option<&LimitTable>, model: &str, ask: &Ask) -> u64 {
+    let each = table.and_then(|table| table.models.get(model)?.output_max).unwrap_or(USAGE_TOKENS_MAX);
+    each.saturating_mul(ask.images.max(1)).min(USAGE_TOKENS_MAX)
 }
 
 /// Does an upstream that resolves dots read another path than the one looked at here?

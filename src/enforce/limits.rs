@@ -11,6 +11,9 @@ use crate::enforce::limiter::Quotas;
 use crate::enforce::render::{Meter, Moment, Standing, rfc3339, scope_word, whole_seconds};
 use crate::enforce::ticket::{self, Request};
 use crate::enforce::voice::Voice;
+use crate::ledger::PeriodUsage;
+use crate::ledger::What;
+use crate::ledger::Whose;
 use crate::unit::{Limit, ModelId, ProductId, TierId};
 use crate::wire::dialect::Round;
 use crate::wire::{Budget, LimitTable, Row};
@@ -62,6 +65,20 @@ struct Period {
     budget: &'static str,
     scope: &'static str,
     limit: Limit,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    usage: Option<Used>,
+}
+
+/// At this node.
+#[derive(Debug, Serialize)]
+struct Used {
+    used: u64,
+    /// By requests in flight.
+    reserved: u64,
+    remaining: u64,
+    /// RFC 3339, UTC: when the period ends; credit has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
 }
 
 /// What a holder asks for, with everything that is known of them.
@@ -80,6 +97,7 @@ pub fn standings<'a>(
     holder: &'a Holder,
     moment: Moment,
     mut quotas: impl FnMut(&Request<'_>) -> Quotas,
+    mut usage: impl FnMut(&Row) -> Vec<PeriodUsage>,
 ) -> Standings<'a> {
     let product = |row: &Row| row.product.as_ref().and_then(|product| table.products.get(product));
     let mut rows = table.rows.iter().filter(|row| holder.tier(product(row)) == Ok(&row.tier));
@@ -92,7 +110,7 @@ pub fn standings<'a>(
             product: row.product.as_ref(),
             tier: &row.tier,
             limits: limits(row, &standings),
-            periods: periods(row),
+            periods: periods(row, &usage(row)),
         }
     });
     let models = models.collect();
@@ -117,10 +135,35 @@ fn limits(row: &Row, standings: &[Standing]) -> Vec<Now> {
     bound.chain(free).collect()
 }
 
-fn periods(row: &Row) -> Vec<Period> {
-    let of = |(budget, entry): (&Budget, &crate::wire::BudgetEntry)| {
-        let budget = Meter::Period(*budget).word();
-        [("key", entry.key), ("account", entry.account)].map(|(scope, limit)| Period { budget, scope, limit })
+/// The budgets of a row and the credit of its account, with what is used where that is counted.
+fn periods(row: &Row, usage: &[PeriodUsage]) -> Vec<Period> {
+    let used = |line: &PeriodUsage| Used {
+        used: line.used,
+        reserved: line.reserved,
+        remaining: line.limit.saturating_sub(line.used).saturating_sub(line.reserved),
+        until: line.until.map(|until| rfc3339(until / 1_000)),
     };
-    row.budgets.iter().flat_map(of).collect()
+    let of = |(budget, entry): (&Budget, &crate::wire::BudgetEntry)| {
+        let (word, what) = (Meter::Period(*budget).word(), counted(*budget));
+        let scopes = [("key", Whose::Key, entry.key), ("account", Whose::Account, entry.account)];
+        scopes.map(|(scope, whose, limit)| {
+            let line = usage.iter().find(|line| line.what == what && line.whose == whose);
+            Period { budget: word, scope, limit, usage: line.map(used) }
+        })
+    };
+    let credit = usage.iter().find(|line| line.what == What::Credit).map(|line| Period {
+        budget: "credit",
+        scope: "account",
+        limit: Limit::Finite(line.limit),
+        usage: Some(used(line)),
+    });
+    row.budgets.iter().flat_map(of).chain(credit).collect()
+}
+
+fn counted(budget: Budget) -> What {
+    match budget {
+        Budget::TokensPerDay => What::TokensPerDay,
+        Budget::SpendPerDay => What::SpendPerDay,
+        Budget::SpendPerMonth => What::SpendPerMonth,
+    }
 }

@@ -45,6 +45,8 @@ enum Kind {
 pub struct Usage {
     /// Uncached.
     pub input: Option<u64>,
+    /// Input that the upstream had cached.
+    pub cached: Option<u64>,
     pub output: Option<u64>,
 }
 
@@ -171,6 +173,14 @@ impl Meter {
         }
     }
 
+    /// The JSON body so far, where there is one and all of it is kept.
+    pub fn json(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Json { body, whole: true } => Some(body),
+            _ => None,
+        }
+    }
+
     /// What the upstream reported so far.
     pub fn usage(&self) -> Usage {
         self.usage
@@ -179,6 +189,11 @@ impl Meter {
     /// Output tokens seen, at least: an event carries one or more.
     pub fn output_seen(&self) -> u64 {
         self.events.max(self.usage.output.unwrap_or(0))
+    }
+
+    /// Content events seen.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// Whether a stream's terminal event has passed: what is known then is final, also when the
@@ -244,7 +259,11 @@ impl Usage {
             let details = reported.prompt_tokens_details.or(reported.input_tokens_details);
             let cached = details.and_then(|details| details.cached_tokens).unwrap_or(0);
             if let Some(input) = reported.prompt_tokens.or(reported.input_tokens) {
-                self.input = Some(input.saturating_sub(cached).min(USAGE_TOKENS_MAX));
+                let input = input.min(USAGE_TOKENS_MAX);
+                // A part is not more than the whole.
+                let cached = cached.min(input);
+                self.input = Some(input - cached);
+                self.cached = Some(cached);
             }
             if let Some(output) = reported.completion_tokens.or(reported.output_tokens) {
                 self.output = Some(output.min(USAGE_TOKENS_MAX));
@@ -284,7 +303,7 @@ mod tests {
         for size in 1..STREAM.len() {
             let (out, meter) = run(false, size);
             assert_eq!(out, STREAM);
-            assert_eq!(meter.usage(), Usage { input: Some(5), output: Some(5) });
+            assert_eq!(meter.usage(), Usage { input: Some(5), cached: Some(4), output: Some(5) });
             assert_eq!(meter.output_seen(), 5);
             assert_eq!(meter.events, 2);
         }
@@ -311,7 +330,7 @@ mod tests {
         ] {
             meter.feed(Bytes::from(event));
         }
-        assert_eq!(meter.usage(), Usage { input: Some(7), output: Some(30) });
+        assert_eq!(meter.usage(), Usage { input: Some(7), cached: Some(0), output: Some(30) });
     }
 
     #[test]
@@ -325,14 +344,14 @@ mod tests {
         ] {
             meter.feed(Bytes::from(event));
         }
-        assert_eq!(meter.usage(), Usage { input: Some(7), output: Some(30) });
+        assert_eq!(meter.usage(), Usage { input: Some(7), cached: Some(0), output: Some(30) });
         assert_eq!(meter.events, 1);
         let mut both = Meter::new(Some("application/json"), false, false, Room::new(1 << 24).part());
         both.feed(Bytes::from_static(
             b"{\"usage\":{\"prompt_tokens\":3,\"input_tokens\":3,\"completion_tokens\":4,\"output_tokens\":4}}",
         ));
         both.finish();
-        assert_eq!(both.usage(), Usage { input: Some(3), output: Some(4) });
+        assert_eq!(both.usage(), Usage { input: Some(3), cached: Some(0), output: Some(4) });
     }
 
     #[test]
@@ -352,7 +371,7 @@ mod tests {
         meter.feed(Bytes::from_static(b"{\"choices\":[{}],\"usage\":{\"prompt_tokens\":3,"));
         meter.feed(Bytes::from_static(b"\"completion_tokens\":18446744073709551615}}"));
         meter.finish();
-        assert_eq!(meter.usage(), Usage { input: Some(3), output: Some(USAGE_TOKENS_MAX) });
+        assert_eq!(meter.usage(), Usage { input: Some(3), cached: Some(0), output: Some(USAGE_TOKENS_MAX) });
         let mut endless = Meter::new(Some("text/event-stream"), false, true, Room::new(1 << 24).part());
         let mut passed = 0;
         for _ in 0..100 {
@@ -376,7 +395,7 @@ mod tests {
         let mut next = json();
         next.feed(usage.clone());
         next.finish();
-        assert_eq!(next.usage(), Usage { input: Some(3), output: Some(4) });
+        assert_eq!(next.usage(), Usage { input: Some(3), cached: Some(0), output: Some(4) });
         let mut stream = Meter::new(Some("text/event-stream"), false, true, room.part());
         let endless = Bytes::from(vec![b'x'; 2_000]);
         assert_eq!(stream.feed(endless.clone()), endless);

@@ -8,6 +8,7 @@ use prometheus::{IntCounter, Registry};
 
 use crate::bounds::POOLS_SHOWN_MAX;
 use crate::enforce::allowance::Portion;
+use crate::enforce::ledger_page;
 use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Cap, RefusalReason, Scope};
 use crate::metrics::Detail;
@@ -49,6 +50,7 @@ counts! {
     tables_stale: "Tables not newer than the one in force.",
     table_errors: "Tables that did not come, could not be read or were not valid.",
     tables_refused: "Tables that came and could not be taken; the usage report says why.",
+    usages_clamped: "Reported usage that was not believed as it was.",
     store_errors: "Tables that could not be kept on disk.",
     report_errors: "Usage reports not delivered.",
     reload_errors: "Key files or configurations that were not taken.",
@@ -60,7 +62,7 @@ counts! {
 pub struct Refusals([AtomicU64; REFUSALS.len()]);
 
 /// As labels; [`Refusals::place`] says which is which.
-const REFUSALS: [&str; 13] = [
+const REFUSALS: [&str; 17] = [
     "tier_requests",
     "tier_tokens",
     "tier_images",
@@ -74,6 +76,10 @@ const REFUSALS: [&str; 13] = [
     "unknown_model",
     "unknown_tier",
     "no_table",
+    "key_budget",
+    "account_budget",
+    "credit",
+    "ledger",
 ];
 
 const PANICS: Family<0> =
@@ -92,7 +98,7 @@ const WORK: Family<4> = Family::counter(
 );
 const REFUSED: Family<1> = Family::counter(
     "tidegate_enforce_refusals_total",
-    "Refusals by what refused: a limit of tier or key, the pool's room, or nothing to obey.",
+    "Refusals by what refused: a limit of tier or key, the pool's room, budgets, credit, or nothing to obey.",
     ["reason"],
 );
 const RATE: Family<4> = Family::gauge(
@@ -126,6 +132,12 @@ const PROVIDER_HELD: Family<1> = Family::gauge(
     "Longest that a model of the provider is still not asked for.",
     ["provider"],
 );
+const JOBS: Family<0> = Family::gauge("tidegate_enforce_jobs", "Jobs whose end has not been seen.", []);
+const JOBS_OVER: Family<1> = Family::counter(
+    "tidegate_enforce_jobs_over_total",
+    "Jobs by how they were over: their end was seen, or their lease expired.",
+    ["how"],
+);
 const SHARE: Family<1> =
     Family::gauge("tidegate_enforce_share_ratio", "Part of every limit that this node may use.", ["pool"]);
 const KEYS: Family<0> = Family::gauge("tidegate_enforce_keys", "States of keys in memory.", []);
@@ -153,6 +165,10 @@ pub fn page(shared: &Shared, detail: Detail) -> Result<Vec<u8>, prometheus::Erro
     let held = shared.cell.held();
     usage(&mut sheet, shared, detail);
     providers(&mut sheet, shared);
+    sheet.one(&JOBS, shared.desk.running() as f64);
+    let over = [("seen", &shared.desk.ended), ("expired", &shared.desk.expired)];
+    sheet.add(&JOBS_OVER, over.map(|(how, count)| ([how], count.load(Ordering::Relaxed) as f64)));
+    ledger_page::add(&mut sheet, &shared.ledger);
     if let Some(held) = held {
         table(&mut sheet, &held, shared.cell.now(), &shared.node, detail);
     }
@@ -311,6 +327,10 @@ impl Refusals {
             RefusalReason::UnknownModel => 10,
             RefusalReason::UnknownTier => 11,
             RefusalReason::NoTable => 12,
+            RefusalReason::Budget { scope: Scope::Key, .. } => 13,
+            RefusalReason::Budget { .. } => 14,
+            RefusalReason::Credit => 15,
+            RefusalReason::Ledger => 16,
         }
     }
 

@@ -21,6 +21,8 @@ pub mod accounts;
 #[cfg(feature = "daemon")]
 mod admin;
 #[cfg(feature = "daemon")]
+mod affair;
+#[cfg(feature = "daemon")]
 mod answer;
 #[cfg(feature = "daemon")]
 pub mod ask;
@@ -45,6 +47,10 @@ mod headers;
 #[cfg(feature = "daemon")]
 mod intake;
 #[cfg(feature = "daemon")]
+pub mod jobs;
+#[cfg(feature = "daemon")]
+mod ledger_page;
+#[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
 pub mod meter;
@@ -56,6 +62,8 @@ pub mod node;
 mod patient;
 #[cfg(feature = "daemon")]
 mod provider;
+#[cfg(feature = "daemon")]
+mod purse;
 #[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]

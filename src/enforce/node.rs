@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 
 use crate::bounds::ADMIN_CONNECTIONS_MAX;
 use crate::bounds::NODE_DRAIN;
+use crate::bounds::WALL_CLOCK_EVERY;
 use crate::enforce::accounts::Accounts;
 use crate::enforce::admin::Admin;
 use crate::enforce::cell::Cell;
@@ -197,6 +198,7 @@ impl Running {
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), self.servers.all_ended()).await;
         self.followers.abort_all();
+        self.gate.shared.desk.keep().await;
         if let Some(reporter) = &self.reporter {
             reporter.last().await;
         }
@@ -256,8 +258,8 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
     let mut followers = Tasks::new();
     let (poll, report) = (config.caps.poll(), Duration::from_millis(config.caps.report_ms));
     let (shared, token) = (Arc::clone(&gate.shared), config.controller_token.clone());
-    let wall = Arc::clone(&gate.shared);
-    followers.restarted("wall", move || Arc::clone(&wall).follow_wall());
+    let clocked = Arc::clone(&gate.shared);
+    followers.restarted("clock", move || follow_clock(Arc::clone(&clocked)));
     match config.table {
         TableSource::File(path) => {
             followers.restarted("table", move || follow_table(Arc::clone(&shared), path.clone(), poll))
@@ -270,6 +272,8 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
         let gate = Arc::clone(gate);
         followers.restarted("keys", move || follow_keys(Arc::clone(&gate), path.clone(), poll));
     }
+    let desk = Arc::clone(&gate.shared.desk);
+    followers.restarted("jobs", move || Arc::clone(&desk).run());
     for secret in [&config.controller_token, &config.admin_token].into_iter().flatten() {
         let Some(path) = secret.file().map(std::path::Path::to_owned) else { continue };
         let (shared, secret) = (Arc::clone(&gate.shared), secret.clone());
@@ -281,6 +285,14 @@ fn follow(config: NodeConfig, gate: &Arc<Gate>, http: HttpClient, reporter: Opti
         followers.restarted("report", move || reporter.clone().run(report));
     }
     followers
+}
+
+/// Between two looks the monotonic clock goes on; a look only notices that the wall clock was set.
+async fn follow_clock(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(WALL_CLOCK_EVERY).await;
+        shared.tell_time();
+    }
 }
 
 /// Feeds the service manager's watchdog while both listeners turn and the limiter's lock is free.

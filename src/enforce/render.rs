@@ -176,10 +176,11 @@ fn value(text: &str) -> HeaderValue {
 // === impl Wait ===
 
 impl Wait {
-    /// Never less than the truth, and more by at most the larger of one second and a tenth.
+    /// Never less than the truth, and more by at most the larger of one second and a tenth, but no
+    /// more than a minute: the next day is not put off to the afternoon.
     fn of(truth: Duration, spread: bool, moment: Moment) -> Wait {
         let jitter = if spread { moment.jitter.clamp(0.0, 0.999) } else { 0.0 };
-        let slack = (truth / 10).max(Duration::from_secs(1));
+        let slack = (truth / 10).clamp(Duration::from_secs(1), Duration::from_secs(60));
         let spread = truth.saturating_add(slack.mul_f64(jitter));
         let millis = u64::try_from(spread.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
         let seconds = spread.as_secs().max(whole_seconds(truth, Round::Up));
@@ -224,7 +225,8 @@ impl Facts<'_> {
 
 /// A client may name a model as long as a body.
 fn short(name: &str) -> &str {
-    name.get(..name.floor_char_boundary(NAME_BYTES_MAX)).unwrap_or(name)
+    let end = (0..=NAME_BYTES_MAX).rev().find(|at| name.is_char_boundary(*at));
+    if name.len() <= NAME_BYTES_MAX { name } else { name.get(..end.unwrap_or(0)).unwrap_or_default() }
 }
 
 pub fn scope_word(scope: Scope) -> &'static str {

@@ -11,11 +11,14 @@ use tokio::task::spawn_blocking;
 use crate::enforce::cell::Cell;
 use crate::enforce::client::entropy;
 use crate::enforce::config::NodeConfig;
+use crate::enforce::jobs::Desk;
 use crate::enforce::limiter::Limiter;
 use crate::enforce::metrics::Counts;
 use crate::enforce::provider::Providers;
 use crate::enforce::store::{Store, StoreError};
-use crate::unit::{Instant, NodeId, SystemClock, unix_now};
+use crate::ledger;
+use crate::ledger::Ledger;
+use crate::unit::{Instant, NodeId, SystemClock};
 use crate::wire::{LimitTable, Nack, Offer, Stamp, TableError, UsageReport};
 
 /// Where the node's clock starts: far above any table's validity, so that a table from disk can
@@ -27,11 +30,15 @@ pub struct Shared {
     pub node: NodeId,
     pub cell: Arc<Cell>,
     pub count: Counts,
+    /// Jobs that run, whatever became of the requests that made them.
+    pub desk: Arc<Desk>,
     /// What was learned of the upstreams that policies list as providers.
     providers: Mutex<Providers>,
     started: Instant,
     instance: u64,
     store: Option<Store>,
+    /// Budgets and credit.
+    pub ledger: Arc<Ledger>,
     /// The last table offered, while it is not one that was taken.
     nack: ArcSwapOption<Nack>,
 }
@@ -60,30 +67,37 @@ impl Shared {
         if let Some(store) = &store {
             restore(&cell, store, &count);
         }
-        set_wall(&cell);
+        set_wall(&cell, config.wall.now());
         let started = cell.now();
+        let cell = Arc::new(cell);
+        let (desk, error) = Desk::open(Arc::clone(&cell), config.hook.clone(), config.state.clone());
+        if let Some(error) = error {
+            count.store_errors();
+            tracing::error!(%error, "the jobs of the former process are not known");
+        }
+        let ledger = Ledger::open(ledger::Options {
+            node: config.node.clone(),
+            dir: config.state.clone(),
+            records_max: config.caps.accounts,
+            seed: entropy(),
+            wall: config.wall.clone(),
+        });
+        if let Some(held) = cell.held() {
+            see(&ledger, &held.table);
+        }
         Ok(Shared {
             node: config.node.clone(),
-            cell: Arc::new(cell),
+            cell,
+            desk,
             count,
             providers: Mutex::default(),
             started,
             // 53 bits: every JSON reader holds it exactly.
             instance: entropy() >> 11,
             store,
+            ledger: Arc::new(ledger),
             nack: ArcSwapOption::empty(),
         })
-    }
-
-    /// Tells the limiter what the wall clock says, for as long as the node lives: minutes follow it
-    /// when it is set.
-    pub async fn follow_wall(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            set_wall(&self.cell);
-        }
     }
 
     pub fn report(&self) -> UsageReport {
@@ -104,6 +118,11 @@ impl Shared {
     /// The table is not acceptable; the one in force stays, and the next report says why.
     pub async fn offer(&self, table: LimitTable, age: Duration) -> Result<(), TableError> {
         let stamp = table.stamp;
+        // Before requests are judged by it: its nodes say which budgets are this one's.
+        let newer = self.cell.held().is_none_or(|held| held.stamp() < stamp);
+        if newer && table.validate().is_ok() {
+            see(&self.ledger, &table);
+        }
         let offer = self.cell.offer_aged(table, age);
         match offer.inspect_err(|error| self.refuse(Some(stamp), &error.to_string()))? {
             Offer::Applied(held) => {
@@ -128,8 +147,14 @@ impl Shared {
         self.nack.store(Some(Arc::new(Nack::new(stamp, reason))));
     }
 
+    /// What the wall clock says by now, for limits whose minutes are its own.
+    pub fn tell_time(&self) {
+        set_wall(&self.cell, self.ledger.wall());
+    }
+
     /// Lets another process have the state directory.
     pub fn release(&self) {
+        self.ledger.stop();
         if let Some(store) = &self.store {
             store.release();
         }
@@ -145,8 +170,15 @@ impl Shared {
     }
 }
 
-fn set_wall(cell: &Cell) {
-    let unix_ms = u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX);
+/// The nodes among which accounts have their owners: all that any pool lists.
+fn see(ledger: &Ledger, table: &LimitTable) {
+    let nodes = table.pools.values().flat_map(|pool| pool.shares.keys().cloned()).collect();
+    let unlisted = table.pools.values().map(|pool| pool.unlisted_share).min().unwrap_or(0);
+    ledger.see(nodes, unlisted);
+}
+
+/// Milliseconds since 1970, by the clock that also tells days and months.
+fn set_wall(cell: &Cell, unix_ms: u64) {
     cell.with(|limiter, now| limiter.set_wall(now, unix_ms));
 }
 

@@ -10,8 +10,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
-use crate::enforce::cell::Cell;
+use crate::enforce::jobs::{Draft, Watch};
 use crate::enforce::meter::Meter;
+use crate::enforce::purse::Hold;
+use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Settlement, Ticket};
 use crate::enforce::upstream::Outstanding;
 
@@ -20,10 +22,16 @@ pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
 /// A reservation that settles when dropped, with whatever is true by then.
 pub struct Guard {
-    cell: Arc<Cell>,
+    shared: Arc<Shared>,
     ticket: Option<Ticket>,
+    /// The job that the request creates.
+    job: Option<Draft>,
+    /// Of budgets and credit, where the request takes of any.
+    hold: Option<Hold>,
     end: Settlement,
     waiting: bool,
+    /// Most output tokens that the model can answer with.
+    output_most: u64,
 }
 
 /// An upstream's body, passed on piece by piece.
@@ -31,6 +39,8 @@ pub struct Metered {
     inner: Incoming,
     meter: Meter,
     guard: Guard,
+    /// A job that the body tells of.
+    watch: Option<Watch>,
     idle: Pin<Box<Sleep>>,
     idle_for: Duration,
     _outstanding: Outstanding,
@@ -38,6 +48,8 @@ pub struct Metered {
     /// The response is an error; its settlement stands already.
     settled: bool,
     ended: bool,
+    /// What the upstream reported was not believed as it was.
+    clamped: bool,
 }
 
 /// What usage is made up from where the upstream reports none.
@@ -55,8 +67,22 @@ struct Idle(Duration);
 
 impl Guard {
     /// Nothing is sent yet.
-    pub fn new(cell: Arc<Cell>, ticket: Ticket) -> Guard {
-        Guard { cell, ticket: Some(ticket), end: Settlement::NotSent, waiting: true }
+    pub fn new(
+        shared: Arc<Shared>,
+        ticket: Ticket,
+        hold: Option<Hold>,
+        job: Option<Draft>,
+        output_most: u64,
+    ) -> Guard {
+        let end = Settlement::NotSent;
+        Guard { shared, ticket: Some(ticket), hold, job, end, waiting: true, output_most }
+    }
+
+    /// The upstream has created the job: from here on it outlives the request.
+    pub fn created(&mut self) {
+        if let Some(job) = self.job.take() {
+            job.keep();
+        }
     }
 
     /// What a drop from here on means.
@@ -66,21 +92,34 @@ impl Guard {
 
     pub fn attempt_failed(&self) {
         if let Some(ticket) = &self.ticket {
-            self.cell.with(|limiter, _| limiter.attempt_failed(ticket));
+            self.shared.cell.with(|limiter, _| limiter.attempt_failed(ticket));
         }
     }
 
     pub fn first_token(&mut self) {
         if let Some(ticket) = self.ticket.as_mut().filter(|_| self.waiting) {
-            self.cell.with(|limiter, now| limiter.first_token(now, ticket));
+            self.shared.cell.with(|limiter, now| limiter.first_token(now, ticket));
             self.waiting = false;
+        }
+    }
+
+    /// What has come so far counts while it flows.
+    pub fn progress(&mut self, output_seen: u64) {
+        if let Some(ticket) = self.ticket.as_mut() {
+            self.shared.cell.with(|limiter, now| limiter.progress(now, ticket, output_seen));
         }
     }
 
     /// Settles now; later calls and the drop do nothing.
     pub fn settle(&mut self, end: Settlement) {
         if let Some(ticket) = self.ticket.take() {
-            self.cell.with(|limiter, now| limiter.settle(now, ticket, end));
+            self.shared.cell.with(|limiter, now| limiter.settle(now, ticket, end));
+        }
+        if let Some(hold) = self.hold.take() {
+            hold.settle(end);
+        }
+        if let Some(job) = self.job.take() {
+            job.settle(end);
         }
     }
 }
@@ -94,10 +133,12 @@ impl Drop for Guard {
 // === impl Metered ===
 
 impl Metered {
+    #[expect(clippy::too_many_arguments, reason = "everything that a response has to outlive")]
     pub fn new(
         inner: Incoming,
         meter: Meter,
         guard: Guard,
+        watch: Option<Watch>,
         outstanding: Outstanding,
         estimate: Estimate,
         idle_for: Duration,
@@ -108,12 +149,14 @@ impl Metered {
             inner,
             meter,
             guard,
+            watch,
             idle,
             idle_for,
             _outstanding: outstanding,
             estimate,
             settled,
             ended: false,
+            clamped: false,
         };
         if body.inner.is_end_stream() {
             body.end();
@@ -124,28 +167,33 @@ impl Metered {
     /// The body is complete: settles, and returns what was held back.
     fn end(&mut self) -> Bytes {
         self.ended = true;
+        if let Some(watch) = self.watch.take() {
+            watch.look(self.meter.json());
+        }
         let rest = self.meter.finish();
         if !self.settled {
-            self.guard.settle(self.outcome());
+            let outcome = self.outcome();
+            self.guard.settle(outcome);
         }
         rest
     }
 
-    fn outcome(&self) -> Settlement {
+    fn outcome(&mut self) -> Settlement {
         let Estimate { input_tokens, images } = self.estimate;
         let usage = self.meter.usage();
         if usage == crate::enforce::meter::Usage::default() && !self.meter.is_events() {
             // Nothing was said and nothing can be counted: what was reserved stays.
             return Settlement::Broken { output_seen: 0 };
         }
-        // A report of no output beside visible output is not believed.
-        let output_tokens = match usage.output {
-            Some(output) if output > 0 => output,
-            _ => self.meter.output_seen(),
-        };
+        let seen = self.meter.events();
+        let output_tokens = believed(usage.output, seen, self.guard.output_most);
+        if usage.output.is_some_and(|output| output != output_tokens) && !self.clamped {
+            self.clamped = true;
+            self.guard.shared.count.usages_clamped();
+        }
         Settlement::Used {
             input_tokens: usage.input.unwrap_or(input_tokens),
-            cached_tokens: 0,
+            cached_tokens: usage.cached.unwrap_or(0),
             output_tokens,
             images,
         }
@@ -154,6 +202,15 @@ impl Metered {
     fn died(&mut self) {
         self.ended = true;
         self.guard.settle(Settlement::Died { output_seen: self.meter.output_seen() });
+    }
+}
+
+/// Output tokens to charge for: what was reported, unless that is more than the model can answer
+/// with, or less than a quarter of the events that were seen, each of which carries a token or more.
+fn believed(reported: Option<u64>, seen: u64, most: u64) -> u64 {
+    match reported {
+        Some(output) if output >= seen.div_ceil(4) => output.min(most.max(seen)),
+        _ => seen,
     }
 }
 
@@ -189,6 +246,7 @@ impl HttpBody for Metered {
             this.idle.as_mut().reset(tokio::time::Instant::now() + this.idle_for);
             this.guard.first_token();
             let mut out = this.meter.feed(piece);
+            this.guard.progress(this.meter.output_seen());
             // Many clients leave at the last event, without waiting for the connection's end.
             let left = match this.meter.is_over() && !this.settled {
                 true => this.outcome(),

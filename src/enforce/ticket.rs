@@ -11,6 +11,7 @@ use crate::enforce::bucket::Rate;
 use crate::enforce::keys::Name;
 use crate::enforce::meters::{Amounts, Charged, RATES, place};
 use crate::unit::{Dimension, Instant, Limit, WorkUnit};
+use crate::wire::Budget;
 
 /// SHA-256 of an account's name or of a key, or [`Limiter::key`](crate::enforce::Limiter::key) of
 /// its bytes: fixed length, nothing a client chose. The first 16 bytes tell keys apart.
@@ -77,6 +78,12 @@ pub enum RefusalReason {
     UnknownTier,
     /// Nothing to obey yet. Never means unlimited: 503.
     NoTable,
+    /// A budget of a day or month is used up, or reserved by requests in flight.
+    Budget { scope: Scope, budget: Budget, limit: Limit },
+    /// Nothing is left to pay with.
+    Credit,
+    /// Budgets or credit would have to be looked at and cannot be: 503.
+    Ledger,
 }
 
 /// Whose limit it is.

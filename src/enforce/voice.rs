@@ -86,7 +86,14 @@ impl<'a> Voice<'a> {
                 let over = self.over(refusal, *scope, *dimension, *limit, wanted, quotas);
                 (kind_of(*dimension, &over), Some(over))
             }
-            RefusalReason::Capacity { .. } => (Kind::Capacity, None),
+            RefusalReason::Capacity { .. } | RefusalReason::Ledger => (Kind::Capacity, None),
+            RefusalReason::Budget { scope, budget, limit } => {
+                let limit = limit.finite().unwrap_or(0);
+                let (meter, bound) = (Meter::Period(*budget), Bound::Static);
+                let over = Over { meter, scope: *scope, bound, limit, remaining: 0, active: limit, asked: 0 };
+                (Kind::Period, Some(over))
+            }
+            RefusalReason::Credit => (Kind::Credit, None),
             RefusalReason::UnknownModel | RefusalReason::UnknownTier => (Kind::UnknownModel, None),
             RefusalReason::NoTable => return None,
         };
@@ -127,12 +134,14 @@ impl<'a> Voice<'a> {
 
     fn standing(&self, quota: &Quota) -> Standing {
         let entry = self.row.and_then(|row| row.limits.get(&quota.dimension));
+        let bound = self.bound(quota.scope, quota.dimension, quota.limit);
+        let entry = entry.filter(|_| bound != Bound::Override);
         Standing {
             dimension: quota.dimension,
             scope: quota.scope,
-            bound: self.bound(quota.scope, quota.dimension, quota.limit),
+            bound,
             limit: quota.limit,
-            ceiling: entry.map_or(Limit::Unlimited, |entry| most(entry, quota.scope)),
+            ceiling: entry.map_or(Limit::Finite(quota.limit), |entry| most(entry, quota.scope)),
             remaining: quota.remaining,
             reset: quota.reset,
         }

@@ -299,6 +299,11 @@ impl Book {
         snapshots
     }
 
+    /// So many records are on disk as entries only that few others find room.
+    pub fn is_pressed(&self) -> bool {
+        self.dirty.len() >= self.records_max / 2
+    }
+
     /// A snapshot is on disk.
     pub fn written(&mut self, holder: &Holder, seq: u64) {
         if let Some(live) = self.records.get_mut(holder)

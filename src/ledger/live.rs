@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,11 +13,13 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use crate::bounds::LEDGER_ROOM_WAIT;
 use crate::bounds::LEDGER_ZONES_MAX;
 use crate::ledger::book::Asked;
 use crate::ledger::book::Book;
@@ -41,16 +44,21 @@ use crate::ledger::writer::State;
 use crate::ledger::writer::Writer;
 use crate::unit::NodeId;
 use crate::unit::SystemClock;
+use crate::unit::unix_now;
 
 /// Locks that requests of different accounts take.
 const SHARDS: usize = 16;
 /// Lists of nodes are kept on disk at least this often while they do not change.
 const KEPT_EVERY_MS: u64 = 20_000;
 
+/// Between two looks whether there is room in memory.
+const PAUSE: Duration = Duration::from_millis(2);
+
 pub(super) type Shards = [Mutex<Book>; SHARDS];
 
 /// Milliseconds of the wall clock; periods are told by it and by nothing else.
-pub type Wall = Arc<dyn Fn() -> UnixMs + Send + Sync>;
+#[derive(Clone)]
+pub struct Wall(Arc<dyn Fn() -> UnixMs + Send + Sync>);
 
 pub struct Options {
     pub node: NodeId,
@@ -83,6 +91,8 @@ struct Listed {
     nodes: BTreeSet<NodeId>,
     unlisted_ppm: u32,
     lists: Lists,
+    /// By this process: what it saw is in force until it sees another.
+    seen: bool,
     kept: UnixMs,
 }
 
@@ -117,22 +127,36 @@ pub struct Sent(u64);
 #[error("the ledger was closed before it was written")]
 pub struct Lost;
 
-/// The operating system's.
-pub fn system_wall() -> Wall {
-    Arc::new(|| {
-        #[expect(clippy::disallowed_methods, reason = "periods are those of the wall clock")]
-        let now = std::time::SystemTime::now();
-        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        UnixMs::try_from(since.as_millis()).unwrap_or(UnixMs::MAX)
-    })
-}
-
 /// The book of an account and of its keys.
 pub(super) fn shard<'a>(shards: &'a Shards, account: &Id) -> MutexGuard<'a, Book> {
     let ([byte, ..], [first, ..]) = (account, shards);
     let book = shards.get(usize::from(*byte) % SHARDS).unwrap_or(first);
     // A panic inside a pure call cannot leave a lock that must stop all traffic for good.
     book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Wall ===
+
+impl Wall {
+    /// The operating system's.
+    pub fn system() -> Wall {
+        Wall::told(|| UnixMs::try_from(unix_now().as_millis()).unwrap_or(UnixMs::MAX))
+    }
+
+    /// Somebody else's: of a simulation, or of a test.
+    pub fn told(now: impl Fn() -> UnixMs + Send + Sync + 'static) -> Wall {
+        Wall(Arc::new(now))
+    }
+
+    pub fn now(&self) -> UnixMs {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Wall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wall")
+    }
 }
 
 // === impl Ledger ===
@@ -192,7 +216,7 @@ impl Ledger {
             state: Arc::clone(&self.state),
             committed,
             counts: Arc::clone(&self.counts),
-            wall: Arc::clone(&self.wall),
+            wall: self.wall.clone(),
             clock: SystemClock::starting_at(crate::unit::Instant::ZERO),
         };
         let spawned = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run());
@@ -228,7 +252,7 @@ impl Ledger {
     }
 
     pub fn wall(&self) -> UnixMs {
-        (self.wall)()
+        self.wall.now()
     }
 
     /// A zone by its name, and the periods of now; none where there is no such zone.
@@ -254,7 +278,9 @@ impl Ledger {
     pub fn see(&self, nodes: BTreeSet<NodeId>, unlisted_ppm: u32) {
         let now = self.wall();
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.hold(now);
         let new = listed.lists.see(&nodes, now);
+        listed.seen = true;
         listed.nodes = nodes;
         listed.unlisted_ppm = unlisted_ppm;
         if new || now.abs_diff(listed.kept) >= KEPT_EVERY_MS {
@@ -265,7 +291,8 @@ impl Ledger {
 
     /// What this node may fill of an account's budgets.
     pub fn parts(&self, account: &Id, zone: &Zone, calendar: &Periods) -> Parts {
-        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.hold(self.wall());
         let part =
             |period| listed.lists.part(&self.node, account, &period, &listed.nodes, listed.unlisted_ppm);
         Parts {
@@ -294,8 +321,10 @@ impl Ledger {
     /// # Errors
     /// As there.
     pub fn pin_now(&self, holders: Vec<Holder>) -> Result<Pinned, Refused> {
-        // What is read may be old by the time it is here; then it is read again.
-        for _ in 0..8 {
+        // What is read may be old by the time it is here; then it is read again. Room is made by
+        // writing records out.
+        let mut left = LEDGER_ROOM_WAIT;
+        for _ in 0..1_000 {
             if let Some(pinned) = self.pin_in_memory(&holders) {
                 return Ok(pinned);
             }
@@ -312,8 +341,13 @@ impl Ledger {
                 }
                 let record: Record = store.read(holder).map_err(|error| self.closed(error.to_string()))?;
                 let mut book = shard(&self.shards, &holder.account);
-                if book.forgotten() == forgotten {
-                    book.take_in(*holder, record).map_err(|error| self.closed(error.to_string()))?;
+                if book.forgotten() == forgotten
+                    && let Err(full) = book.take_in(*holder, record)
+                {
+                    drop(book);
+                    left = left.checked_sub(PAUSE).ok_or_else(|| self.closed(full.to_string()))?;
+                    self.queue.press();
+                    std::thread::sleep(PAUSE);
                 }
             }
         }
@@ -348,6 +382,9 @@ impl Ledger {
         }
         let request = queue.next_request();
         let reserved = book.reserve(asked, booked, request, &mut |entry| queue.push(entry));
+        if book.is_pressed() {
+            queue.press();
+        }
         drop(queue);
         self.queue.wake();
         Ok(reserved)
@@ -411,6 +448,16 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+// === impl Listed ===
+
+impl Listed {
+    fn hold(&mut self, now: UnixMs) {
+        if self.seen {
+            self.lists.hold(now);
+        }
     }
 }
 

@@ -30,12 +30,12 @@ pub use live::Pinned;
 pub use live::Refused;
 pub use live::Sent;
 pub use live::Wall;
-pub use live::system_wall;
 pub use period::Zone;
 pub use record::Amount;
 pub use record::Holder;
 pub use record::Limits;
 pub use record::What;
+pub use share::Part;
 pub use writer::State;
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub struct Pending {
     lists: Option<Lists>,
     /// Nothing is written any more.
     closed: bool,
+    /// Records in memory have to be written, so that others find room.
+    pressed: bool,
     stop: bool,
 }
 
@@ -35,6 +37,7 @@ pub struct Pending {
 pub struct Work {
     pub entries: Vec<Entry>,
     pub lists: Option<Lists>,
+    pub pressed: bool,
     pub stop: bool,
 }
 
@@ -43,7 +46,15 @@ pub struct Work {
 impl Queue {
     /// Goes on after entry `seq`; requests are numbered above `request`.
     pub fn new(seq: u64, request: u64) -> Queue {
-        let pending = Pending { entries: Vec::new(), seq, request, lists: None, closed: false, stop: false };
+        let pending = Pending {
+            entries: Vec::new(),
+            seq,
+            request,
+            lists: None,
+            closed: false,
+            pressed: false,
+            stop: false,
+        };
         Queue { pending: Mutex::new(pending), wake: Condvar::new() }
     }
 
@@ -68,6 +79,12 @@ impl Queue {
         pending.entries = Vec::new();
     }
 
+    /// Has records written out at once.
+    pub fn press(&self) {
+        self.lock().pressed = true;
+        self.wake();
+    }
+
     /// Lets the writer end once everything is written.
     pub fn stop(&self) {
         self.lock().stop = true;
@@ -86,12 +103,14 @@ impl Queue {
 
     /// Waits for work.
     pub fn take(&self) -> Work {
-        let idle =
-            |pending: &mut Pending| pending.entries.is_empty() && pending.lists.is_none() && !pending.stop;
+        let idle = |pending: &mut Pending| {
+            pending.entries.is_empty() && pending.lists.is_none() && !pending.pressed && !pending.stop
+        };
         let mut pending = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         Work {
             entries: std::mem::take(&mut pending.entries),
             lists: pending.lists.take(),
+            pressed: std::mem::take(&mut pending.pressed),
             stop: pending.stop,
         }
     }
@@ -108,6 +127,10 @@ impl Pending {
             self.entries.push(entry.clone());
         }
         entry
+    }
+
+    pub fn press(&mut self) {
+        self.pressed = true;
     }
 
     pub fn next_request(&mut self) -> u64 {

@@ -85,6 +85,13 @@ impl Lists {
         true
     }
 
+    /// Nothing else came in force since: the last list still holds.
+    pub fn hold(&mut self, now: UnixMs) {
+        if let Some(last) = self.seen.last_mut() {
+            last.until = last.until.max(now);
+        }
+    }
+
     /// What `me` may fill of an account's budget for a period, while the table lists `nodes`.
     pub fn part(
         &self,

@@ -50,8 +50,6 @@ pub struct Counts {
     pub errors: AtomicU64,
     /// Requests refused because the ledger could not be asked.
     pub closed: AtomicU64,
-    /// Reported usage that was not believed as it was.
-    pub clamped: AtomicU64,
     /// Requests of former lives that were settled as reserved.
     pub recovered: AtomicU64,
 }
@@ -93,7 +91,7 @@ impl Writer {
         loop {
             let work = self.queue.take();
             journal = journal.saturating_add(work.entries.len());
-            if round.is_none() && journal >= LEDGER_JOURNAL_ENTRIES_MAX {
+            if round.is_none() && (work.pressed || journal >= LEDGER_JOURNAL_ENTRIES_MAX) {
                 journal = 0;
                 round = Some(self.begin());
             }
@@ -109,6 +107,10 @@ impl Writer {
             if work.stop && work.entries.is_empty() {
                 break;
             }
+            // The next slice has not to wait for the next entry.
+            if round.is_some() {
+                self.queue.press();
+            }
         }
         self.store.store(None);
         self.committed.send_modify(|committed| committed.over = true);
@@ -122,7 +124,7 @@ impl Writer {
     }
 
     fn slice(&self, round: &mut Round) -> Vec<Snapshot> {
-        let now = Zone::utc().periods((self.wall)());
+        let now = Zone::utc().periods(self.wall.now());
         let mut snapshots = Vec::new();
         while let Some(shard) = self.shards.get(round.shard)
             && snapshots.len() < LEDGER_SLICE_MAX

@@ -16,6 +16,8 @@ mod fields;
 #[cfg(feature = "daemon")]
 pub mod file;
 #[cfg(feature = "daemon")]
+mod jobs;
+#[cfg(feature = "daemon")]
 mod limits;
 #[cfg(feature = "daemon")]
 pub mod load;

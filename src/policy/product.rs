@@ -7,6 +7,7 @@ use jiff::tz::TimeZoneDatabase;
 
 use crate::policy::answers::answers;
 use crate::policy::diagnostic::Placed;
+use crate::policy::jobs;
 use crate::policy::money;
 use crate::policy::pool::{accept, unknown};
 use crate::policy::report::{Report, nearest};
@@ -32,6 +33,7 @@ pub fn product(file: &PolicyFile, report: &mut Report) -> Product {
         pinned: word(&file.pinned, "word for `pinned`", &PINNED, report).unwrap_or(defaults.pinned),
         zone: file.time_zone.as_ref().and_then(|zone| self::zone(zone, report)).unwrap_or(defaults.zone),
         recharge: recharge(file, report),
+        jobs: jobs::jobs(file, report),
         answers: answers(&file.answers, report),
         ..defaults
     }

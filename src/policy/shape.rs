@@ -29,11 +29,26 @@ pub struct PolicyFile {
     pub cached_input: Option<Text>,
     pub pinned: Option<Text>,
     pub time_zone: Option<Text>,
+    pub jobs: Option<JobsShape>,
     pub answers: Option<Named<Node>>,
     pub pools: Vec<Named<PoolShape>>,
     pub providers: Vec<Named<ProviderShape>>,
     pub models: Vec<Named<ModelShape>>,
     pub tiers: Vec<Named<TierShape>>,
+}
+
+#[derive(Debug)]
+pub struct JobsShape {
+    pub place: Place,
+    pub create: Option<Placed<Vec<Text>>>,
+    pub poll: Option<Text>,
+    pub cancel: Option<Text>,
+    pub id: Option<Text>,
+    pub status: Option<Text>,
+    pub ended: Option<Placed<Vec<Text>>>,
+    pub lease: Option<Text>,
+    pub polls: Option<Text>,
+    pub webhook: Option<Text>,
 }
 
 #[derive(Debug)]
@@ -88,7 +103,7 @@ pub struct TierShape {
     pub recharge: Option<Text>,
 }
 
-const FILE_FIELDS: [&str; 13] = [
+const FILE_FIELDS: [&str; 14] = [
     "schema",
     "product",
     "interval",
@@ -97,12 +112,15 @@ const FILE_FIELDS: [&str; 13] = [
     "cached_input",
     "pinned",
     "time_zone",
+    "jobs",
     "answers",
     "pools",
     "providers",
     "models",
     "tiers",
 ];
+const JOBS_FIELDS: [&str; 9] =
+    ["create", "poll", "cancel", "id", "status", "ended", "lease", "polls", "webhook"];
 const PROVIDER_FIELDS: [&str; 1] = ["limits"];
 pub const POOL_FIELDS: [&str; 15] = [
     "capacity",
@@ -156,6 +174,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
     let cached_input = fields.text("cached_input");
     let pinned = fields.text("pinned");
     let time_zone = fields.text("time_zone");
+    let jobs = fields.take("jobs").and_then(|(name, node)| self::jobs(&name, node, fields.report));
     let answers = fields.take("answers");
     let pools = fields.entries("pools", "pool", true);
     let providers = fields.entries("providers", "provider", false);
@@ -178,6 +197,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         cached_input,
         pinned,
         time_zone,
+        jobs,
         answers,
         pools,
         providers,
@@ -193,6 +213,37 @@ fn shapes<T>(
 ) -> Vec<Named<T>> {
     let shaped = |(name, node)| shape(&name, node, report).map(|shape| (name, shape));
     entries.into_iter().filter_map(shaped).collect()
+}
+
+fn jobs(name: &Text, node: Node, report: &mut Report) -> Option<JobsShape> {
+    let mut fields = Fields::open(node, "`jobs`".to_owned(), name.place.clone(), &JOBS_FIELDS, report)?;
+    let create = fields.texts("create");
+    if create.is_none() && !fields.has("create") {
+        fields.missing("create", "write where a job is created by POST: `create: /v1/predictions`");
+    }
+    let ended = fields.texts("ended");
+    if ended.is_none() && !fields.has("ended") {
+        fields.missing(
+            "ended",
+            "write the states of a job that is over: `ended: [succeeded, failed, canceled]`",
+        );
+    }
+    let poll = "write where a job is looked at: `poll: /v1/predictions/{id}`";
+    let lease = "write how long a job counts of which nothing is heard: `lease: 30m`";
+    let shape = JobsShape {
+        place: name.place.clone(),
+        create,
+        poll: fields.required_text("poll", poll),
+        cancel: fields.text("cancel"),
+        id: fields.text("id"),
+        status: fields.text("status"),
+        ended,
+        lease: fields.required_text("lease", lease),
+        polls: fields.text("polls"),
+        webhook: fields.text("webhook"),
+    };
+    fields.close(&JOBS_FIELDS);
+    Some(shape)
 }
 
 fn provider(name: &Text, node: Node, report: &mut Report) -> Option<ProviderShape> {

@@ -4,12 +4,14 @@
 pub mod dialect;
 mod head;
 pub mod held;
+pub mod jobs;
 pub mod product;
 pub mod table;
 pub mod usage;
 
 pub use dialect::Dialect;
 pub use held::{Held, Offer};
+pub use jobs::{Jobs, Touch};
 pub use product::{
     Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Pinned, Price, Product, Span, Window,
 };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::NAME_BYTES_MAX;
 use crate::unit::{Dimension, Limit, ProviderId, TierId};
 use crate::wire::dialect::Dialect;
+use crate::wire::jobs::Jobs;
 
 /// One policy file: how its limits are counted and its refusals said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Product {
     /// name their tier themselves.
     pub recharge: BTreeMap<TierId, u64>,
     pub answers: Dialect,
+    /// What outlives the request that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<Jobs>,
 }
 
 /// When what was used in a minute is free again.
@@ -153,6 +157,7 @@ impl Default for Product {
             zone: "UTC".to_owned(),
             recharge: BTreeMap::new(),
             answers: Dialect::default(),
+            jobs: None,
         }
     }
 }
@@ -169,6 +174,7 @@ impl Product {
         if self.zone.is_empty() || self.zone.len() > NAME_BYTES_MAX {
             return Err(format!("zone is empty or longer than {NAME_BYTES_MAX} bytes"));
         }
+        self.jobs.as_ref().map_or(Ok(()), Jobs::validate)?;
         self.answers.validate()
     }
 }

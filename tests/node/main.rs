@@ -12,10 +12,14 @@
 mod accounts;
 mod answers;
 mod away;
+mod budgets;
 mod cli;
+mod clients;
 mod edges;
 mod flood;
 mod follow;
+mod h2;
+mod jobs;
 mod openai;
 mod providers;
 mod proxy;

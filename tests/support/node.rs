@@ -115,7 +115,7 @@ pub fn key_line(key: &str, account: Option<&str>) -> String {
 /// `slow` (a chunk every 20 ms, endless), `die` (three chunks, then the connection breaks),
 /// `pause` (two chunks, then nothing more ever), `steps` (served well, an event every 30 ms), `much`
 /// (64 kB a chunk, endless), `open` (complete, but the connection's end never comes), `gzip` (a stream nobody can read),
-/// `hang` (no answer), `500`, `400`, `nousage`; anything else is served well.
+/// `hang` (no answer), `500`, `400`, `nousage`, `absurd` (1e9 tokens of output), `twice` (its usage); anything else is served well.
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Vec<(String, HeaderMap, Bytes)>>>,
@@ -169,13 +169,17 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     record.lock().unwrap().push((parts.uri.to_string(), parts.headers, body.clone()));
     let ask: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let usage = json!({"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT});
     let behave = ask["user"].as_str().unwrap_or_default().to_owned();
+    let output = if behave == "absurd" { 1_000_000_000 } else { OUTPUT };
+    let usage = json!({"prompt_tokens": INPUT, "completion_tokens": output, "total_tokens": INPUT + output});
     match behave.as_str() {
         "hang" => std::future::pending().await,
         "500" => return Ok(whole(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": "broken"}))),
         "400" => return Ok(whole(StatusCode::BAD_REQUEST, &json!({"error": "no"}))),
         _ => {}
+    }
+    if parts.uri.path() == "/v1/messages" {
+        return Ok(whole(StatusCode::OK, &message(&ask)));
     }
     if ask["stream"] != json!(true) {
         let mut answer = json!({
@@ -187,7 +191,11 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         }
         return Ok(whole(StatusCode::OK, &answer));
     }
-    let lines = lines(&ask, usage.clone(), behave != "nousage");
+    let mut lines = lines(&ask, usage.clone(), behave != "nousage");
+    if behave == "twice" {
+        let said = lines.len() - 2;
+        lines.insert(said, lines[said].clone());
+    }
     let first = lines[0].clone();
     let much = Bytes::from(format!("data: {{\"choices\":[{{}}],\"x\":\"{}\"}}\n\n", "x".repeat(1 << 16)));
     let encoded = behave == "gzip";
@@ -225,6 +233,15 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
     }
     Ok(response)
+}
+
+/// As Anthropic answers.
+fn message(ask: &Value) -> Value {
+    json!({
+        "id": "1", "type": "message", "role": "assistant", "model": ask["model"], "stop_reason": "end_turn",
+        "stop_sequence": null, "content": [{"type": "text", "text": "Hello there"}],
+        "usage": {"input_tokens": INPUT, "output_tokens": OUTPUT},
+    })
 }
 
 /// A stream's events, as they go over the wire.
