@@ -184,6 +184,56 @@ fn every_row_has_a_test_or_a_reason() {
     assert!(wrong.is_empty(), "tests/catalogue.tsv:\n{}", wrong.join("\n"));
 }
 
+/// Prefix of a vendor's rows, the vendor, and how many its document has.
+const VENDORS: [(&str, &str, usize); 5] = [
+    ("S0", "kimchi", 18),
+    ("S1", "kimi", 12),
+    ("S2", "predictions", 17),
+    ("S3", "media", 10),
+    ("X", "across the four", 4),
+];
+
+/// The vendors' rows at the front of a test's name, behind those of the catalogue of faults.
+fn vendor_rows_of(name: &str) -> Vec<String> {
+    let fault = |part: &&str| !rows_of(part).is_empty();
+    let parts: Vec<&str> = name.split('_').skip_while(fault).collect();
+    let mut rows = Vec::new();
+    for pair in parts.chunks(2) {
+        let [vendor, number] = pair else { break };
+        let known = VENDORS.iter().find(|known| known.0.eq_ignore_ascii_case(vendor));
+        let (Some(known), Ok(number)) = (known, number.parse::<usize>()) else { break };
+        rows.push(format!("{}-{number}", known.0));
+    }
+    rows
+}
+
+#[test]
+fn every_row_of_a_vendor_has_a_test_or_a_feature_that_meets_it() {
+    let mut files = Vec::new();
+    ["src", "tests"].into_iter().for_each(|dir| sources(&root().join(dir), &mut files));
+    let texts: Vec<String> = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let tested: std::collections::BTreeSet<String> =
+        texts.iter().flat_map(|text| tests_in(text)).flat_map(vendor_rows_of).collect();
+    let list = fs::read_to_string(root().join("tests/vendors.tsv")).unwrap();
+    let rows: Vec<Vec<&str>> =
+        list.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').collect()).collect();
+    let mut wrong = Vec::new();
+    for (prefix, vendor, due) in VENDORS {
+        let mut met = 0;
+        for row in (1..=due).map(|number| format!("{prefix}-{number}")) {
+            let found = rows.iter().find(|found| found.first() == Some(&row.as_str()));
+            match found.map(Vec::as_slice) {
+                Some([_, "tested"]) if tested.contains(&row) => met += 1,
+                Some([_, "feature", note]) if !note.is_empty() => println!("  without a test: {row}: {note}"),
+                _ => wrong.push(row),
+            }
+        }
+        println!("{vendor}: {met} of {due} rows");
+    }
+    assert!(wrong.is_empty(), "tests/vendors.tsv: {wrong:?}");
+    assert_eq!(vendor_rows_of("h18_s0_16_x_3_at_once"), ["S0-16", "X-3"]);
+}
+
 #[test]
 fn a_row_is_read_from_a_name_only_where_it_is_one() {
     assert_eq!(rows_of("f01_f02_a_node_follows"), ["F01", "F02"]);
