@@ -46,7 +46,8 @@
 //!
 //! What decides is pure: `decide`, `allocate`, `estimate`, `wire`, `unit`, the limiter
 //! ([`enforce::limiter`], [`enforce::ticket`]), the controller's step ([`control::Controller`]),
-//! the policy's checks and the simulator. It takes `now` as a [`unit::Instant`] and holds no lock,
+//! the policy's checks and the simulator. It takes `now` as a [`unit::Instant`] and holds no lock
+//! (but the limiter, which any number of threads share: its locks are `limiter/sync.rs`'s),
 //! reads no file, opens no socket, writes no log and counts no metric; it returns what it
 //! concluded and why ([`control::Tick`], [`enforce::Verdict`]), and a shell does the rest. Shells
 //! are the files that name tokio, hyper, tracing, prometheus or `std::fs`; `tests/architecture.rs`

@@ -1,5 +1,6 @@
 //! The limiter's promises, one test each; the seeded ones compare with a model in floating point.
 
+mod dimensions;
 #[cfg(feature = "sim")]
 mod exact;
 #[cfg(feature = "sim")]
