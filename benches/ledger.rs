@@ -138,7 +138,10 @@ async fn main() {
         fast_enough &= ratio >= 0.5;
         println!(
             "{clients:>7} {rate:>11.0} {:>8.0} {ratio:>7.2} {batch:>15.0} {:>8.1?} {:>8.1?} {:>9.1?}",
-            raw * settles, measured.p50, measured.p99, measured.worst
+            raw * settles,
+            measured.p50,
+            measured.p99,
+            measured.worst
         );
     }
     if !fast_enough {
