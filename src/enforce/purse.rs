@@ -60,7 +60,8 @@ pub struct Expected {
 /// An admitted request's reservation in the ledger.
 pub struct Hold {
     ledger: Arc<Ledger>,
-    reserved: Reserved,
+    /// Until it is settled.
+    reserved: Option<Reserved>,
     _pinned: Pinned,
     terms: Terms,
     expected: Expected,
@@ -147,7 +148,7 @@ impl Purse {
         let reserved = self.with(ledger, amount, bounded, |asked| ledger.reserve(asked))?;
         let reserved = reserved.map_err(|refused| self.refusal(&refused, ledger))?;
         let (ledger, terms) = (Arc::clone(ledger), self.terms);
-        Ok(Hold { ledger, reserved, _pinned: pinned, terms, expected })
+        Ok(Hold { ledger, reserved: Some(reserved), _pinned: pinned, terms, expected })
     }
 
     /// How the holder stands now, where its records are in memory.
@@ -255,8 +256,8 @@ impl Expected {
 impl Hold {
     /// Replaces what was reserved by what the request came to. Durable a moment later: a node that
     /// dies before settles it as reserved.
-    pub fn settle(self, end: Settlement) {
-        let Hold { ledger, reserved, terms, expected, .. } = self;
+    pub fn settle(mut self, end: Settlement) {
+        let (terms, expected) = (self.terms, self.expected);
         let used = match end {
             Settlement::Used { input_tokens, cached_tokens, output_tokens, images } => {
                 terms.amount(input_tokens, cached_tokens, output_tokens, images)
@@ -268,6 +269,17 @@ impl Hold {
             }
             Settlement::Rejected | Settlement::NotSent | Settlement::UpstreamError => Amount::default(),
         };
-        ledger.settle(reserved, used);
+        if let Some(reserved) = self.reserved.take() {
+            self.ledger.settle(reserved, used);
+        }
+    }
+}
+
+impl Drop for Hold {
+    /// Nothing came of it: nothing is used.
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            self.ledger.settle(reserved, Amount::default());
+        }
     }
 }

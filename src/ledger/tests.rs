@@ -339,7 +339,7 @@ struct Model {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one model beside the code, step by step")]
-fn d1_any_order_of_requests_settles_and_clock_steps_agrees_with_a_model() {
+fn j05_any_order_of_requests_settles_and_clock_steps_agrees_with_a_model_and_so_does_its_replay() {
     let rounds = if std::env::var("TIDEGATE_LONG").is_ok_and(|value| value == "1") { 400 } else { 40 };
     for round in 0..rounds {
         let mut chance = Chance(round * 7 + 1);
@@ -412,12 +412,12 @@ fn d1_any_order_of_requests_settles_and_clock_steps_agrees_with_a_model() {
         assert_eq!(model.days.values().sum::<u64>(), model.spent, "each amount is in one day");
         assert_eq!(model.months.values().sum::<u64>(), model.spent, "each amount is in one month");
         assert!(model.days.values().all(|used| *used <= limit) && model.spent <= granted);
-        j05_replay_is_idempotent(&desk, &mut chance);
+        replay_is_idempotent(&desk, &mut chance);
     }
 }
 
 /// A record as of any entry, and a journal from any earlier one, any number of times.
-fn j05_replay_is_idempotent(desk: &Desk, chance: &mut Chance) {
+fn replay_is_idempotent(desk: &Desk, chance: &mut Chance) {
     let expected = desk.book.record(&whose(None)).unwrap();
     for _ in 0..10 {
         let length = desk.journal.len() as u64;
