@@ -268,6 +268,26 @@ fn a5_retry_after_is_never_early_and_at_most_a_second_or_a_tenth_late() {
     assert_eq!(Wait::of(Duration::from_nanos(1_000_000_001), false, NOW).seconds, 2);
 }
 
+/// Two nodes whose wall clocks are ten minutes apart: what is a duration is the same at both, and
+/// each names the instant by its own clock.
+#[test]
+fn b04_nodes_of_skewed_clocks_answer_the_same_retry_after() {
+    for preset in crate::wire::dialect::PRESETS {
+        let dialect = Dialect::preset(preset.name).unwrap();
+        let skew = Duration::from_secs(300);
+        let [early, late] = [NOW.unix - skew, NOW.unix + skew].map(|unix| {
+            let moment = Moment { unix, ..NOW };
+            let known = facts(Kind::Rate, Some(Duration::from_millis(4_200)), Some(over(RPM, 60, 0)));
+            refusal(&dialect, &known, moment)
+        });
+        assert_eq!(early.headers(), late.headers(), "{}", preset.name);
+        assert_eq!(early.headers()["retry-after"], "5");
+    }
+    let until = |unix| Wait::of(Duration::from_millis(4_200), false, Moment { unix, ..NOW }).until_unix;
+    let skew = Duration::from_secs(300);
+    assert_eq!(until(NOW.unix + skew) - until(NOW.unix - skew), 600);
+}
+
 #[test]
 fn a_dialect_of_ones_own_says_what_it_says_when_it_says_so() {
     let text = |status, content_type: &str, body| Answer {
