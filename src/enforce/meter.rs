@@ -344,7 +344,7 @@ mod tests {
         ] {
             meter.feed(Bytes::from(event));
         }
-        assert_eq!(meter.usage(), Usage { input: Some(7), cached: Some(0), output: Some(30) });
+        assert_eq!(meter.usage(), Usage { input: Some(7), cached: Some(2), output: Some(30) });
         assert_eq!(meter.events, 1);
         let mut both = Meter::new(Some("application/json"), false, false, Room::new(1 << 24).part());
         both.feed(Bytes::from_static(

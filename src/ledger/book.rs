@@ -5,6 +5,8 @@
 //! read again when it is asked for. Every change is an [`Entry`] for the journal, made and applied
 //! in one step.
 
+mod asked;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -374,47 +376,4 @@ fn periods(asked: &Asked<'_>, holders: &[(Whose, &Record, Limits)]) -> (PeriodId
         let (later_day, later_month) = record.periods(asked.product, asked.calendar);
         (day.max(later_day), month.max(later_month))
     })
-}
-
-// === impl Asked ===
-
-impl Asked<'_> {
-    pub fn holders(&self) -> impl Iterator<Item = Holder> + use<> {
-        let (account, key) = (self.account, self.key.map(|(key, _)| key));
-        both(account, key)
-    }
-
-    fn denied(&self, whose: Whose, left: Left, periods: (PeriodId, PeriodId)) -> Denied {
-        let never = self.bounded && left.part(self.amount) > left.limit || left.limit == 0;
-        Denied { what: left.what, whose, limit: left.limit, until: self.until(left.what, periods), never }
-    }
-
-    fn until(&self, what: What, (day, month): (PeriodId, PeriodId)) -> Option<UnixMs> {
-        use crate::ledger::period::Kind;
-        let kind = what.period()?;
-        let id = if kind == Kind::Day { day } else { month };
-        Some(self.zone.span(kind, id).end)
-    }
-}
-
-fn both(account: Id, key: Option<Id>) -> impl Iterator<Item = Holder> {
-    let key = key.map(|key| Holder { account, key: Some(key) });
-    std::iter::once(Holder { account, key: None }).chain(key)
-}
-
-// === impl Reserved ===
-
-impl Reserved {
-    /// What it may use without exceeding what was reserved.
-    pub fn amount(&self) -> Amount {
-        self.booked.amount
-    }
-
-    pub fn account(&self) -> &Id {
-        &self.account
-    }
-
-    fn holders(&self) -> impl Iterator<Item = Holder> + use<> {
-        both(self.account, self.key)
-    }
 }

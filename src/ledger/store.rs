@@ -5,6 +5,8 @@
 //! that a record has seen already changes nothing. So whatever of both is there, the state is the
 //! same, and replaying it again is, too.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,6 +33,10 @@ use crate::ledger::record::Entry;
 use crate::ledger::record::Holder;
 use crate::ledger::record::Record;
 use crate::ledger::share::Lists;
+
+pub use error::StoreError;
+
+use error::{at, damaged, engine};
 
 /// The last entry's number, and the batch.
 const JOURNAL: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("journal");
@@ -88,32 +94,6 @@ pub struct Commit<'a> {
     /// Entries up to this one are in the records.
     pub trim: Option<u64>,
     pub lists: Option<&'a Lists>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Time may mend it: it is tried again.
-    #[error("{path}: {error}")]
-    Io { path: PathBuf, error: io::Error },
-    #[error("{path}: {error}")]
-    Engine { path: PathBuf, error: redb::Error },
-    /// Somebody has to look at it.
-    #[error(
-        "{path} is damaged: {reason}; restore it from a backup and remove `{MARK}` beside it to accept what the backup \
-         has, or remove both to begin anew with nothing used"
-    )]
-    Damaged { path: PathBuf, reason: String },
-    #[error(
-        "{path} ends at entry {found}, but entry {expected} was acknowledged: it is an older copy, or it fell back to an \
-         older state; bring back the newest one, or remove `{MARK}` beside it to accept that what was used since is \
-         forgotten"
-    )]
-    Behind { path: PathBuf, found: u64, expected: u64 },
-    #[error(
-        "{path} is not the ledger that `{MARK}` beside it belongs to, or is gone; bring it back, or remove `{MARK}` to \
-         go on with what there is"
-    )]
-    Other { path: PathBuf },
 }
 
 // === impl Store ===
@@ -372,36 +352,4 @@ fn keep_lists(transaction: &redb::WriteTransaction, lists: &Lists) -> Result<(),
 /// The engine asserts what a damaged file breaks; that ends the use of the file, not the node.
 fn contained<T>(path: &Path, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(damaged(path, "the engine gave up on it")))
-}
-
-fn at(path: &Path, error: io::Error) -> StoreError {
-    StoreError::Io { path: path.to_owned(), error }
-}
-
-fn damaged(path: &Path, reason: &str) -> StoreError {
-    StoreError::Damaged { path: path.to_owned(), reason: reason.to_owned() }
-}
-
-fn engine(path: &Path, error: impl Into<redb::Error>) -> StoreError {
-    use redb::Error as E;
-    match error.into() {
-        E::Io(error) => match error.kind() {
-            // A file that is too short, or no ledger at all.
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => damaged(path, &error.to_string()),
-            _ => at(path, error),
-        },
-        error @ (E::PreviousIo | E::DatabaseAlreadyOpen | E::DatabaseClosed) => {
-            StoreError::Engine { path: path.to_owned(), error }
-        }
-        error => damaged(path, &error.to_string()),
-    }
-}
-
-// === impl StoreError ===
-
-impl StoreError {
-    /// Whether trying again may help.
-    pub fn passes(&self) -> bool {
-        matches!(self, StoreError::Io { .. } | StoreError::Engine { .. })
-    }
 }
