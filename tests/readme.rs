@@ -154,7 +154,7 @@ async fn every_node_file_starts_a_node() {
     for text in files {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
-        for secret in ["state/token", "upstream-token"] {
+        for secret in ["state/token", "upstream-token", "hook.secret"] {
             fs::write(dir.path().join(secret), "0123456789abcdef").unwrap();
         }
         fs::write(dir.path().join("keys.jsonl"), "").unwrap();
