@@ -4,10 +4,10 @@
 //! It opens, or it says why not and stays closed: what it cannot be asked about is not admitted.
 
 mod places;
+mod wall;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -46,7 +46,8 @@ use crate::ledger::writer::State;
 use crate::ledger::writer::Writer;
 use crate::unit::NodeId;
 use crate::unit::SystemClock;
-use crate::unit::unix_now;
+
+pub use wall::Wall;
 
 /// Locks that requests of different accounts take.
 const SHARDS: usize = 16;
@@ -57,10 +58,6 @@ const KEPT_EVERY_MS: u64 = 20_000;
 const PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) type Shards = [Mutex<Book>; SHARDS];
-
-/// Milliseconds of the wall clock; periods are told by it and by nothing else.
-#[derive(Clone)]
-pub struct Wall(Arc<dyn Fn() -> UnixMs + Send + Sync>);
 
 pub struct Options {
     pub node: NodeId,
@@ -135,30 +132,6 @@ pub(super) fn shard<'a>(shards: &'a Shards, account: &Id) -> MutexGuard<'a, Book
     let book = shards.get(usize::from(*byte) % SHARDS).unwrap_or(first);
     // A panic inside a pure call cannot leave a lock that must stop all traffic for good.
     book.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-// === impl Wall ===
-
-impl Wall {
-    /// The operating system's.
-    pub fn system() -> Wall {
-        Wall::told(|| UnixMs::try_from(unix_now().as_millis()).unwrap_or(UnixMs::MAX))
-    }
-
-    /// Somebody else's: of a simulation, or of a test.
-    pub fn told(now: impl Fn() -> UnixMs + Send + Sync + 'static) -> Wall {
-        Wall(Arc::new(now))
-    }
-
-    pub fn now(&self) -> UnixMs {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Wall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Wall")
-    }
 }
 
 // === impl Ledger ===

@@ -126,8 +126,7 @@ fn j01_an_acknowledged_settle_survives_kill_9_at_any_instant_to_the_unit_and_onc
                 let mut child = start("settle", dir.path(), first);
                 std::thread::sleep(moment * 3);
                 child.kill().unwrap();
-                let said = killed(child, usize::MAX, moment);
-                said
+                killed(child, usize::MAX, moment)
             }
             _ => killed(start("settle", dir.path(), first), after, moment),
         };

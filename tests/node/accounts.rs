@@ -101,7 +101,7 @@ async fn s1_4_an_account_below_the_least_recharge_cannot_use_the_api() {
     let (status, headers, body) = rig.answer(rig.chat("", false)).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
     assert!(!headers.contains_key("retry-after"));
-    assert!(body.contains("\"recharge_required\"") && body.contains("1.00 dollars"), "{body}");
+    assert!(body.contains("\"account_below_minimum\"") && body.contains("1.00 dollars"), "{body}");
     assert_eq!(rig.upstream.requests(), 0);
 }
 

@@ -89,6 +89,7 @@ fn tables(version: u64, limits: [u64; 3], concurrent: u64, window: Window) -> Li
     table
 }
 
+#[expect(clippy::too_many_lines, reason = "one run beside its model, event by event")]
 fn run(seed: u64, steps: usize) -> (u64, u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let window = if seed.is_multiple_of(2) { Window::Rolling } else { Window::Minute };
