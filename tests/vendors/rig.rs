@@ -158,6 +158,8 @@ impl Rig {
         let mut config = config(dir.path(), &urls);
         config.keys = KeySource::Inline(keys);
         config.routing = routing(&urls);
+        // Credit and budgets are kept there.
+        config.state = Some(dir.path().join("state"));
         let mut models: Vec<String> = table.rows.iter().map(|row| row.model.to_string()).collect();
         models.dedup();
         config.routing.upstreams.values_mut().for_each(|upstream| upstream.models = Vec::clone(&models));
