@@ -199,9 +199,10 @@ async fn s2_3_s2_13_five_run_a_sixth_waits_for_the_end_of_one() {
     rig.answer(get(&rig, "p-1")).await;
     full(&rig).await;
     for ended in ["succeeded", "failed", "canceled"] {
-        let running = upstream.states.lock().unwrap();
-        let id = running.iter().find(|(_, state)| *state == "starting").unwrap().0.clone();
-        drop(running);
+        let id = {
+            let running = upstream.states.lock().unwrap();
+            running.iter().find(|(_, state)| *state == "starting").unwrap().0.clone()
+        };
         upstream.set(&id, ended);
         let (status, _, body) = rig.answer(get(&rig, &id)).await;
         assert!(status == StatusCode::OK && body.contains(ended), "{body}");
