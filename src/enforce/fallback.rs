@@ -9,21 +9,33 @@ use http::Response;
 
 use crate::bounds::PROVIDER_ERROR_BYTES_MAX;
 use crate::bounds::PROVIDER_ERROR_WAIT;
+use crate::enforce::allowance::{Allowance, Portion};
 use crate::enforce::answer::full;
 use crate::enforce::client::read_body;
 use crate::enforce::forward::{Errand, Sent, bad_gateway, too_late};
 use crate::enforce::gateway::Gate;
 use crate::enforce::headers::{remove_quotas, strip};
+use crate::enforce::meters::Amounts;
 use crate::enforce::provider::{Answer, Class, Closed, Lesson, Providers, Readiness, learn, refuses};
 use crate::enforce::stream::{Body, Guard};
-use crate::enforce::ticket::{Refusal, Settlement};
+use crate::enforce::ticket::{Refusal, Scope, Settlement};
 use crate::enforce::upstream::Route;
 use crate::unit::{Instant, ModelId, ProviderId, unix_now};
+use crate::wire::Hold;
 
 /// What the client hears if nobody serves it.
 struct Last {
     end: Settlement,
     response: Response<Body>,
+}
+
+/// One request for one provider.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    provider: &'a ProviderId,
+    model: &'a str,
+    limits: &'a [Allowance],
+    amounts: &'a Amounts,
 }
 
 // === impl Gate ===
@@ -41,11 +53,15 @@ impl Gate {
         let (mut closed, mut last) = (Closed::default(), None::<Last>);
         // Sent and refused, and not counted yet: the last one is counted by the settlement.
         let mut refused = false;
+        let amounts = guard.amounts();
         let order = self.shared.with_providers(|providers, now| order(providers, now, &errand.model, route));
         for at in order {
             let Some((provider, upstream)) = route.providers.get(at) else { continue };
+            let limits = self.limits_of(provider, &errand.model);
             let begun = self.shared.with_providers(|providers, now| {
-                begin(providers, now, provider, &errand.model, &mut closed).then_some(now)
+                let asked =
+                    Asked { provider, model: errand.model.as_str(), limits: &limits, amounts: &amounts };
+                begin(providers, now, &asked, &mut closed).then_some(now)
             });
             let Some(begun) = begun else { continue };
             if std::mem::take(&mut refused) {
@@ -105,6 +121,19 @@ impl Gate {
         }
     }
 
+    /// What this node may ask of a provider by the policy: its part of the pool's share.
+    fn limits_of(&self, provider: &ProviderId, model: &ModelId) -> Box<[Allowance]> {
+        let held = self.shared.cell.held();
+        let limits = held.as_ref().and_then(|held| {
+            let table = &held.table;
+            let limits = table.providers.get(provider)?;
+            let row = table.rows.iter().find(|row| row.model == *model)?;
+            let portion = Portion::of(table.pools.get(&row.pool)?, &self.shared.node);
+            Some(Allowance::all(limits, Scope::Provider, portion))
+        });
+        limits.unwrap_or_default()
+    }
+
     /// Reads what a provider refuses with, and remembers it; the response as a client may see it.
     async fn refusal(
         &self,
@@ -145,19 +174,18 @@ fn order(providers: &Providers, now: Instant, model: &ModelId, route: &Route) ->
 }
 
 /// Whether it may be asked; then it is as good as asked.
-fn begin(
-    providers: &mut Providers,
-    now: Instant,
-    provider: &ProviderId,
-    model: &ModelId,
-    closed: &mut Closed,
-) -> bool {
-    if let Readiness::Held { until, why } = providers.readiness(now, provider, model.as_str()) {
+fn begin(providers: &mut Providers, now: Instant, asked: &Asked<'_>, closed: &mut Closed) -> bool {
+    let Asked { provider, model, limits, amounts } = *asked;
+    let held = match providers.readiness(now, provider, model) {
+        Readiness::Held { until, why } => Some((until, why)),
+        _ => providers.over(now, provider, limits, amounts).map(|over| (now + over.wait, Hold::Limited)),
+    };
+    if let Some((until, why)) = held {
         providers.skipped(provider);
         closed.add(until, why);
         return false;
     }
-    providers.begin(now, provider, model.as_str());
+    providers.begin(now, provider, model, limits, amounts);
     true
 }
 

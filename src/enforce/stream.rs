@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 
 use crate::enforce::jobs::{Draft, Watch};
 use crate::enforce::meter::Meter;
+use crate::enforce::meters::Amounts;
 use crate::enforce::purse::Hold;
 use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Settlement, Ticket};
@@ -88,6 +89,11 @@ impl Guard {
     /// What a drop from here on means.
     pub fn on_drop(&mut self, end: Settlement) {
         self.end = end;
+    }
+
+    /// What the request is expected to cost, for whoever else counts it.
+    pub fn amounts(&self) -> Amounts {
+        self.ticket.as_ref().map(|ticket| ticket.reserved().rates()).unwrap_or_default()
     }
 
     pub fn attempt_failed(&self) {

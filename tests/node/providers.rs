@@ -399,3 +399,26 @@ async fn limits_of_a_key_bind_before_any_provider_is_asked() {
     assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(well.requests(), 0);
 }
+
+/// The policy's own limit of a provider, before it is asked; of all of them, the first that has room
+/// again says when to come back.
+#[tokio::test]
+async fn s0_7_a_limit_of_a_provider_in_the_policy_binds_before_it_is_asked() {
+    let (first, second) = (Provider::start(|_| Does::Serve).await, Provider::start(|_| Does::Serve).await);
+    let mut table = listed(&[], &["first", "second"]);
+    let rpm = |limit| BTreeMap::from([(RPM, Limit::Finite(limit))]);
+    table.providers = [("first".into(), rpm(3)), ("second".into(), rpm(2))].into();
+    let routing = upstreams(&[("first", &first), ("second", &second)]);
+    let rig = Rig::with(&table, |config| config.routing = routing).await;
+    for _ in 0..5 {
+        assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    }
+    let (status, headers, _) = rig.answer(rig.chat("", false)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+    // Three a minute come back sooner than two.
+    assert!((1..=22).contains(&wait), "{wait}");
+    assert_eq!((first.requests(), second.requests()), (3, 2));
+    let reported = reported(&rig).await;
+    assert_eq!((reported["first"].skipped, reported["second"].skipped), (3, 1));
+}

@@ -14,6 +14,8 @@ use crate::bounds::PROVIDER_PAUSE_MAX;
 use crate::bounds::PROVIDER_PAUSE_MIN;
 use crate::bounds::REPORT_LIMITS_MAX;
 use crate::bounds::REPORT_PROVIDERS_MAX;
+use crate::enforce::allowance::Allowance;
+use crate::enforce::meters::{Amounts, Meters, Over};
 use crate::enforce::provider::fields::Reading;
 use crate::enforce::provider::learn::{Class, Lesson};
 use crate::unit::{Instant, ModelId, ProviderId};
@@ -40,6 +42,8 @@ struct Provider {
     counts: ProviderUsage,
     /// No model of it is asked for.
     parked: Option<Instant>,
+    /// What this node has asked of it, against the policy's limits.
+    meters: Meters,
     lines: BTreeMap<ModelId, Line>,
 }
 
@@ -83,9 +87,28 @@ impl Providers {
         counts.skipped = counts.skipped.saturating_add(1);
     }
 
-    /// A request is sent to it.
-    pub fn begin(&mut self, now: Instant, provider: &ProviderId, model: &str) {
+    /// The policy's limit of a provider that a request does not fit in.
+    pub fn over(
+        &mut self,
+        now: Instant,
+        provider: &ProviderId,
+        limits: &[Allowance],
+        amounts: &Amounts,
+    ) -> Option<Over> {
+        self.0.entry(provider.clone()).or_default().meters.test(now, limits, amounts, false)
+    }
+
+    /// A request is sent to it: charged as it is expected to be, once.
+    pub fn begin(
+        &mut self,
+        now: Instant,
+        provider: &ProviderId,
+        model: &str,
+        limits: &[Allowance],
+        amounts: &Amounts,
+    ) {
         let provider = self.0.entry(provider.clone()).or_default();
+        provider.meters.charge(now, limits, amounts);
         provider.counts.attempts = provider.counts.attempts.saturating_add(1);
         if let Some(trial) = provider.lines.get_mut(model).and_then(|line| line.trial.as_mut()) {
             *trial = Some(now);
@@ -277,7 +300,7 @@ mod tests {
         }
 
         fn hears(&mut self, seconds: f64, class: Class, wait: Option<u64>) {
-            self.0.begin(at(seconds), &self.1, "m");
+            self.0.begin(at(seconds), &self.1, "m", &[], &Amounts::default());
             self.0.learn(at(seconds), at(seconds), &self.1, &"m".into(), &lesson(class, wait));
         }
 
@@ -323,12 +346,12 @@ mod tests {
         desk.hears(0.0, Class::Overload, None);
         let one = desk.1.clone();
         assert_eq!(desk.0.readiness(at(1.0), &one, "m"), Readiness::Ready);
-        desk.0.begin(at(1.0), &one, "m");
+        desk.0.begin(at(1.0), &one, "m", &[], &Amounts::default());
         assert_eq!(desk.0.readiness(at(1.1), &one, "m"), Readiness::OnTrial);
         // Whoever should have told is gone.
         assert_eq!(desk.0.readiness(at(61.1), &one, "m"), Readiness::Ready);
         desk.0.learn(at(1.2), at(1.0), &one, &"m".into(), &lesson(Class::Served, None));
-        desk.0.begin(at(1.3), &one, "m");
+        desk.0.begin(at(1.3), &one, "m", &[], &Amounts::default());
         assert_eq!(desk.0.readiness(at(1.3), &one, "m"), Readiness::Ready);
     }
 
