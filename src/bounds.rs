@@ -5,75 +5,14 @@
 //! keeps equal. The law's gains and the policy language's ranges are no bounds and stand where
 //! they are used.
 
-use std::fmt;
 use std::time::Duration;
 
-/// A bound as the documentation shows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Bound {
-    pub name: &'static str,
-    pub of: Whose,
-    /// What is bounded.
-    pub what: &'static str,
-    pub amount: Amount,
-    /// What happens to what lies beyond it.
-    pub beyond: &'static str,
-}
+#[macro_use]
+mod bound;
+#[cfg(test)]
+mod tests;
 
-/// Whom a bound protects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    Policy,
-    Sources,
-    Wire,
-    Controller,
-    Server,
-    Node,
-    Ledger,
-    Pages,
-    Process,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum Amount {
-    Bytes(u64),
-    Count(u64),
-    Time(Duration),
-}
-
-macro_rules! bounds {
-    ($($whose:ident { $(
-        #[doc = $what:literal]
-        $name:ident: $of:ty, $amount:ident = $value:expr, $beyond:literal;
-    )* })*) => {
-        $($(
-            #[doc = $what]
-            #[doc = concat!("\n\nBeyond it: ", $beyond, ".")]
-            pub const $name: $of = $value;
-        )*)*
-
-        /// Every bound there is, in the order of the rooms it guards.
-        pub const BOUNDS: &[Bound] = &[$($(Bound {
-            name: stringify!($name),
-            of: Whose::$whose,
-            what: $what,
-            amount: amount!($amount, $name),
-            beyond: $beyond,
-        },)*)*];
-    };
-}
-
-macro_rules! amount {
-    (bytes, $value:expr) => {
-        Amount::Bytes($value as u64)
-    };
-    (count, $value:expr) => {
-        Amount::Count($value as u64)
-    };
-    (time, $value:expr) => {
-        Amount::Time($value)
-    };
-}
+pub use bound::{Amount, Bound, Whose};
 
 bounds! {
     Policy {
@@ -427,85 +366,5 @@ bounds! {
         UNCLEAN_RUNS_WITHIN: Duration, time = Duration::from_secs(60), "they are forgotten";
         /// Largest record of runs.
         RUNS_BYTES_MAX: usize, bytes = 64 << 10, "set aside; the last run counts as one that ended badly";
-    }
-}
-
-// === impl Amount ===
-
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Bytes(bytes) if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => {
-                write!(f, "{} MiB", bytes >> 20)
-            }
-            Self::Bytes(bytes) if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => {
-                write!(f, "{} KiB", bytes >> 10)
-            }
-            Self::Bytes(bytes) => write!(f, "{bytes} B"),
-            Self::Count(count) => write!(f, "{count}"),
-            Self::Time(time) => write!(f, "{time:?}"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fmt::Write;
-    use std::path::Path;
-
-    use super::*;
-
-    /// The page as it has to be.
-    fn page() -> String {
-        let mut page = String::from(
-            "# Bounds\n\nEverything that grows is bounded, and all bounds stand in `src/bounds.rs`, from which a \
-             test makes this page\n(`TIDEGATE_REGENERATE=1 cargo test --lib bounds`).\n",
-        );
-        let headings = [
-            (Whose::Policy, "Policy files"),
-            (Whose::Sources, "Sources of signals"),
-            (Whose::Wire, "Tables and usage reports"),
-            (Whose::Controller, "Controller"),
-            (Whose::Server, "The controller's server"),
-            (Whose::Node, "Node"),
-            (Whose::Ledger, "Ledger"),
-            (Whose::Pages, "Metrics pages"),
-            (Whose::Process, "Processes"),
-        ];
-        for (whose, heading) in headings {
-            write!(page, "\n## {heading}\n\n| Bound | Amount | Of | Beyond it |\n|---|---|---|---|\n")
-                .unwrap();
-            for bound in BOUNDS.iter().filter(|bound| bound.of == whose) {
-                let Bound { name, what, amount, beyond, .. } = bound;
-                let what = what.trim().trim_end_matches('.');
-                writeln!(page, "| `{name}` | {amount} | {what} | {beyond} |").unwrap();
-            }
-        }
-        page
-    }
-
-    #[test]
-    fn the_page_lists_every_bound() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bounds.md");
-        if std::env::var_os("TIDEGATE_REGENERATE").is_some() {
-            std::fs::write(&path, page()).unwrap();
-        }
-        let found = std::fs::read_to_string(&path).unwrap();
-        assert!(found == page(), "docs/bounds.md is old: TIDEGATE_REGENERATE=1 cargo test --lib bounds");
-    }
-
-    #[test]
-    fn no_bound_is_zero_and_none_is_said_twice() {
-        let mut names: Vec<&str> = BOUNDS.iter().map(|bound| bound.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), BOUNDS.len());
-        for bound in BOUNDS {
-            let zero = match bound.amount {
-                Amount::Bytes(amount) | Amount::Count(amount) => amount == 0,
-                Amount::Time(time) => time.is_zero(),
-            };
-            assert!(!zero && !bound.beyond.is_empty(), "{}", bound.name);
-        }
     }
 }
