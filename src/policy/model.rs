@@ -8,7 +8,7 @@ use crate::policy::pool::{accept, unknown};
 use crate::policy::report::Report;
 use crate::policy::shape::{Group, ModelShape, PolicyFile, Text};
 use crate::policy::tier::Parts;
-use crate::policy::value;
+use crate::policy::value::{self, Quantity};
 use crate::unit::{Dimension, Limit, ProviderId};
 use crate::wire::{Credit, ModelEntry, Price};
 
@@ -117,6 +117,13 @@ pub fn declared<'a>(
             report.warning(&name.place, message, "remove it, or name it at a model: `providers: [NAME]`");
         }
         let limits = shape.limits.as_ref().and_then(|texts| shared("limits", texts, report));
+        for limit in limits.iter().flat_map(|limits| &limits.value) {
+            if let Quantity::Amount(_, dimension @ (Dimension::Concurrency | Dimension::Jobs)) = limit.value {
+                let message = format!("a limit in `{}` of a provider", dimension.short());
+                let help = "what is under way there is not counted: limit its rates, as in `600 rpm`";
+                report.error(&limit.place, message, help);
+            }
+        }
         declared.push((name, limits.map(|limits| rates(&limits)).unwrap_or_default()));
     }
     declared
