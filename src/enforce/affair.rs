@@ -48,7 +48,7 @@ impl Gate {
         model: Option<&str>,
     ) -> Option<Affair<'a>> {
         let table = table?;
-        let of_model = || table.rows.iter().find(|row| Some(row.model.as_str()) == model)?.product.as_ref();
+        let of_model = || table.row_of(model?)?.product.as_ref();
         let (method, path) = (request.method().as_str(), request.uri().path());
         let mut unknown = None;
         for (product, entry) in &table.products {

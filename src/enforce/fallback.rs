@@ -127,7 +127,7 @@ impl Gate {
         let limits = held.as_ref().and_then(|held| {
             let table = &held.table;
             let limits = table.providers.get(provider)?;
-            let row = table.rows.iter().find(|row| row.model == *model)?;
+            let row = table.row_of(model.as_str())?;
             let portion = Portion::of(table.pools.get(&row.pool)?, &self.shared.node);
             Some(Allowance::all(limits, Scope::Provider, portion))
         });

@@ -86,6 +86,6 @@ mod voice;
 pub use cell::Cell;
 pub use limiter::{Limiter, Quota, Quotas};
 pub use ticket::{
-    Cap, Costs, JobSlot, KeyId, Limits, Overrides, Progress, Refusal, RefusalReason, Request, Scope,
-    Settlement, Ticket, Verdict,
+    Cap, Costs, JobSlot, KeyId, Limits, Overrides, Refusal, RefusalReason, Request, Scope, Settlement,
+    Ticket, Verdict,
 };

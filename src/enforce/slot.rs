@@ -5,7 +5,7 @@
 //! time nor a rate is kept for each key. Where minutes are windows, a lane is a minute's number
 //! and what was used in it.
 
-use crate::enforce::allowance::{Allowance, MINUTE};
+use crate::enforce::allowance::Allowance;
 use crate::enforce::bucket::{GRAINS, Rate, corrected, drained, grains, nanos};
 use crate::enforce::meters::{Amounts, Charged, Over, RATES, place};
 use crate::enforce::minute::Minute;
@@ -285,16 +285,6 @@ impl Slot {
                 (limit.count.saturating_sub(u64::from(held)), std::time::Duration::ZERO)
             }
         }
-    }
-
-    /// More is used than a minute of one of the rates.
-    pub fn overdrawn(&self, terms: &Terms<'_>, charged: Charged, view: &View<'_>) -> bool {
-        (0..RATES).filter(|at| charged.has(*at)).any(|at| {
-            let limit = terms.limits.iter().find(|limit| place(limit.dimension) == Some(at));
-            let own = terms.own.get(at).copied().filter(|rate| *rate > 0);
-            let Some(rate) = own.or(limit.map(|limit| limit.rate)) else { return false };
-            self.used(at, view, rate) > u128::from(rate) * MINUTE.as_nanos()
-        })
     }
 }
 

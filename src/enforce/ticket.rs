@@ -134,8 +134,6 @@ pub struct Ticket {
     pub(super) input_tokens: u64,
     /// Output tokens that are reserved.
     pub(super) output: u64,
-    /// Most that the client asked for.
-    pub(super) output_max: u64,
     /// Which rates of tier, key, account and model took the reservation.
     pub(super) charged: [Charged; 4],
     /// Rates that are the key's or account's own; all zero where none are.
@@ -184,15 +182,6 @@ pub struct Costs {
     pub output: u64,
     pub images: u64,
     pub work: u64,
-}
-
-/// How a stream stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// More output than the client itself allowed.
-    pub past_output_max: bool,
-    /// The key or account has used more than one of its limits holds.
-    pub overdrawn: bool,
 }
 
 // === impl Request ===

@@ -157,9 +157,13 @@ impl LimitTable {
 
     /// The product of a model, where the table says one.
     pub fn product_of(&self, model: &str) -> Option<&Product> {
+        self.products.get(self.row_of(model)?.product.as_ref()?)
+    }
+
+    /// A row of a model, whatever the tier: pool and product are the same in all of them.
+    pub fn row_of(&self, model: &str) -> Option<&Row> {
         let at = self.rows.partition_point(|row| row.model.as_str() < model);
-        let row = self.rows.get(at).filter(|row| row.model.as_str() == model)?;
-        self.products.get(row.product.as_ref()?)
+        self.rows.get(at).filter(|row| row.model.as_str() == model)
     }
 
     /// Same entries, whatever the stamp: the condition under which a version may stay.

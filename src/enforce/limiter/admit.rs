@@ -128,7 +128,6 @@ impl Shard {
             reserved: costs,
             input_tokens: request.input_tokens,
             output,
-            output_max: row.output_bound(request),
             charged: [Charged::default(); 4],
             own: own.rates(),
             minute: view.minute.number,

@@ -2,7 +2,7 @@
 
 use crate::enforce::meters::Amounts;
 use crate::enforce::slot::{Basis, Slot, Terms, View};
-use crate::enforce::ticket::{Costs, JobSlot, Places, Progress, Request, Settlement, Ticket};
+use crate::enforce::ticket::{Costs, JobSlot, Places, Request, Settlement, Ticket};
 use crate::planted::bug;
 use crate::unit::Instant;
 
@@ -37,19 +37,17 @@ impl Limiter {
 
     /// A stream has come this far. Where it outgrows its estimate the reservation grows with it, so
     /// that limits on tokens bind while it flows.
-    pub fn progress(&self, now: Instant, ticket: &mut Ticket, output_seen: u64) -> Progress {
-        let past_output_max = output_seen > ticket.output_max;
+    pub fn progress(&self, now: Instant, ticket: &mut Ticket, output_seen: u64) {
         if output_seen <= ticket.output {
-            return Progress { past_output_max, overdrawn: false };
+            return;
         }
         let mut shard = self.shard(ticket.place.shard);
         let Some(row) = shard.rules.row(ticket.place.row).filter(|row| row.live) else {
-            return Progress { past_output_max, overdrawn: false };
+            return;
         };
         let costs = row.costs(ticket.input_tokens, 0, output_seen, ticket.reserved.images);
-        let overdrawn = shard.replace(now, ticket, &costs, false);
+        shard.replace(now, ticket, &costs, false);
         (ticket.reserved, ticket.output) = (costs, output_seen);
-        Progress { past_output_max, overdrawn }
     }
 
     /// Ends a reservation: what was reserved is replaced by what was used.
@@ -85,10 +83,10 @@ impl Limiter {
 
 impl Shard {
     /// Puts other costs in the place of what is reserved, in every rate that took it; `ends` ends
-    /// the request's counts. Says whether key or account have used up more than they have.
-    fn replace(&mut self, now: Instant, ticket: &Ticket, actual: &Costs, ends: bool) -> bool {
+    /// the request's counts.
+    fn replace(&mut self, now: Instant, ticket: &Ticket, actual: &Costs, ends: bool) {
         let Shard { held, valid_until, rules, wall, keys, .. } = self;
-        let Some(row) = rules.row(ticket.place.row) else { return false };
+        let Some(row) = rules.row(ticket.place.row) else { return };
         let view = View { flows: &rules.flows, now, minute: wall.minute(now) };
         let steered = held.as_ref().filter(|_| now >= *valid_until).map(|held| row.steered(held, now));
         let tier = steered.as_ref().map_or(&*row.tier, Built::limits);
@@ -112,7 +110,6 @@ impl Shard {
         }
         let parties =
             [(ticket.place.key, of_key, &*row.key), (ticket.place.account, of_account, &*row.account)];
-        let mut overdrawn = false;
         for ((slot, charged, limits), own) in parties.into_iter().zip(ticket.own) {
             let Some(slot) = slot else { continue };
             let basis = Basis::of(row.window, own.iter().any(|rate| *rate > 0));
@@ -122,11 +119,9 @@ impl Shard {
             keys.release(slot, ends, ends && ticket.job, |slot: &mut Slot| {
                 if !late {
                     slot.correct(&terms, charged, &before, &after, &view);
-                    overdrawn |= slot.overdrawn(&terms, charged, &view);
                 }
             });
         }
-        overdrawn
     }
 
     /// What a request leaves behind in counters that nothing limits.
