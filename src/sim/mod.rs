@@ -10,6 +10,7 @@
 pub mod batch;
 pub mod check;
 mod health;
+pub mod law;
 pub mod page;
 pub mod plant;
 pub mod scenario;
