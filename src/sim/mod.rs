@@ -11,6 +11,7 @@ pub mod batch;
 pub mod check;
 mod health;
 pub mod law;
+pub mod laws;
 pub mod page;
 pub mod plant;
 pub mod scenario;
