@@ -95,6 +95,9 @@ pub enum End {
 
 /// What admits.
 pub trait Law {
+    /// A scrape is being taken: whatever else a law reads at that instant is as old as it.
+    fn scraped(&mut self, _now: Instant) {}
+
     fn tick(&mut self, now: Instant, seen: &Seen<'_>);
 
     fn know(&mut self, _now: Instant, _truth: &Truth<'_>) {}

@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod check;
+pub mod engine;
 mod health;
 pub mod law;
 pub mod laws;
@@ -16,6 +17,7 @@ pub mod page;
 pub mod plant;
 pub mod scenario;
 mod sources;
+pub mod trial;
 mod world;
 
 pub use check::{Broken, Promise};
