@@ -12,6 +12,7 @@ pub mod check;
 pub mod engine;
 mod health;
 pub mod law;
+pub mod laws;
 pub mod page;
 pub mod plant;
 pub mod scenario;
