@@ -139,11 +139,11 @@ fn a_budget_is_split_as_ours_is_and_settled_by_what_was_served() {
     let mut admitted = [0; 3];
     for step in 0..1600_u32 {
         let now = 0.05 * f64::from(step);
-        for tier in 0..3 {
+        for (tier, admitted) in admitted.iter_mut().enumerate() {
             let came =
                 law.admit(at(now + 0.001 * tier as f64), 0, &ask(u64::from(3 * step) + tier as u64, tier));
             // From a minute on the budget has been at its floor for long.
-            admitted[tier] += u32::from(came && now >= 60.0);
+            *admitted += u32::from(came && now >= 60.0);
         }
         if step % 40 == 39 {
             tick(&mut *law, now + 0.04, 5.1, 0.0, 10, 0);
