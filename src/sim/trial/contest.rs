@@ -11,8 +11,8 @@ use crate::sim::trial::trace::Trace;
 /// Whom everyone is measured against.
 pub const ORACLE: &str = "oracle";
 
-/// Makes a law by its name; none where nobody has it.
-pub type Registry<'a> = &'a dyn Fn(&str, &Terms) -> Option<Box<dyn Law>>;
+/// Makes a law by its name, with a seed for those that draw; none where nobody has the name.
+pub type Registry<'a> = &'a dyn Fn(&str, &Terms, u64) -> Option<Box<dyn Law>>;
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub fn contest(
 ) -> Vec<Row> {
     let demand = Demand::draw(trial, trace, seed);
     let one = |name: &str| {
-        let mut law = registry(name, &demand.terms)?;
+        let mut law = registry(name, &demand.terms, seed)?;
         Some(run(trial, &demand, seed, law.as_mut()))
     };
     let oracle = one(ORACLE);

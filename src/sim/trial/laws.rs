@@ -7,7 +7,7 @@ use crate::sim::trial::tide::Tide;
 pub const NAMES: &[&str] = &["tide"];
 
 /// None where nobody has that name.
-pub fn law(name: &str, terms: &Terms) -> Option<Box<dyn Law>> {
+pub fn law(name: &str, terms: &Terms, _seed: u64) -> Option<Box<dyn Law>> {
     match name {
         "tide" => Some(Box::new(Tide::new(terms))),
         _ => None,

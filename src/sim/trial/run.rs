@@ -78,7 +78,7 @@ impl<'a> Run<'a> {
             trial,
             demand,
             law,
-            chance: Chance::seeded(seed ^ 0x7275_6e),
+            chance: Chance::seeded(seed ^ 0x0072_756e),
             now: Instant::ZERO,
             engine: Engine::new(trial.shape, trial.replicas),
             pages: (0..trial.replicas).map(page).collect(),
