@@ -10,7 +10,7 @@ use tidegate::bounds::TRACE_BYTES_MAX;
 use tidegate::policy::diagnostic::render;
 use tidegate::sim::trial::contest::{Row, Spread, contest};
 use tidegate::sim::trial::file::{Scenario, read};
-use tidegate::sim::trial::laws::{NAMES, law};
+use tidegate::sim::trial::laws::{self, law};
 use tidegate::sim::trial::score::Metric;
 use tidegate::sim::trial::trace::Trace;
 
@@ -27,7 +27,8 @@ pub struct Args {
     /// This many seeds, from `--seed` on; the table shows medians and spread.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Only this law; may come more than once.
+    /// Only this law; may come more than once. Without it all of them, the rivals at their defaults
+    /// and at the best of a grid.
     #[arg(long, value_name = "NAME")]
     law: Vec<String>,
     /// Requests of a trace instead of drawn ones: Azure LLM CSV, or Mooncake JSON lines.
@@ -39,15 +40,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let unknown = args.law.iter().find(|name| !NAMES.contains(&name.as_str()));
-    if let Some(name) = unknown {
-        return Err(format!("there is no law `{name}`; there are {}", NAMES.join(", ")).into());
+    let every = laws::all();
+    if let Some(name) = args.law.iter().find(|name| !every.contains(name)) {
+        return Err(format!("there is no law `{name}`; there are {}", every.join(", ")).into());
     }
-    let laws: Vec<String> = if args.law.is_empty() {
-        NAMES.iter().map(|name| (*name).to_owned()).collect()
-    } else {
-        args.law.clone()
-    };
+    let laws = if args.law.is_empty() { every } else { args.law.clone() };
     let mut scenarios = Vec::new();
     let mut good = true;
     for path in &args.scenario {
@@ -65,7 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         if args.json {
             rows.iter().for_each(|row| println!("{}", json(&scenario.trial.name, row)));
         } else {
-            print!("{}", table(scenario, &rows, &laws));
+            print!("{}", table(scenario, &rows, &shown_of(&rows, &laws, args.law.is_empty())));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -119,6 +116,21 @@ fn all(
     let mut found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     found.sort_by_key(|(seed, _)| *seed);
     found.into_iter().flat_map(|(_, rows)| rows).collect()
+}
+
+/// Laws that the table shows: of a rival's grid only the best, where all were run.
+fn shown_of(rows: &[Row], laws: &[String], best_only: bool) -> Vec<String> {
+    let served = |law: &String| {
+        let of = rows.iter().filter(|row| row.law == *law).map(|row| row.metric(Metric::GoodputBound));
+        Spread::of(of).map_or(0.0, |spread| spread.median)
+    };
+    let rival = |law: &String| law.split_once('/').map(|(rival, _)| rival.to_owned());
+    let is_best = |law: &&String| {
+        let Some(of) = rival(law).filter(|_| best_only) else { return true };
+        let grid = laws.iter().filter(|other| rival(other).as_ref() == Some(&of));
+        grid.max_by(|a, b| served(a).total_cmp(&served(b))) == Some(*law)
+    };
+    laws.iter().filter(is_best).cloned().collect()
 }
 
 /// Three digits behind the point are more than a seed repeats.
