@@ -200,7 +200,7 @@ impl Engine {
     /// To the living replica with the fewest requests. False when none lives: nothing is kept.
     pub fn submit(&mut self, now: Instant, node: u32, ask: Ask) -> bool {
         let living = self.replicas.iter_mut().filter(|replica| replica.alive);
-        let Some(replica) = living.min_by_key(|replica| replica.requests()) else { return false };
+        let Some(replica) = living.min_by_key(|replica| replica.line()) else { return false };
         let (prompt, output) = (ask.prompt.max(1), ask.output.max(1));
         let place = self.slab.insert(Sequence {
             ask: Ask { prompt, output, ..ask },

@@ -80,6 +80,11 @@ impl Replica {
         self.waiting.len() + self.running()
     }
 
+    /// Prompt tokens in line, then requests: what routers that read gauges go by.
+    pub fn line(&self) -> (usize, usize) {
+        (self.waiting.len() + usize::from(self.partial.is_some()), self.requests())
+    }
+
     fn running(&self) -> usize {
         self.decoding + self.completing.len() + usize::from(self.partial.is_some())
     }

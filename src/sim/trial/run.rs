@@ -22,10 +22,15 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Runs a trial's demand past a law.
 pub fn run(trial: &Trial, demand: &Demand, seed: u64, law: &mut dyn Law) -> Report {
+    report(trial, &demand.terms, &record(trial, demand, seed, law))
+}
+
+/// The same, with what happened in every second.
+pub fn record(trial: &Trial, demand: &Demand, seed: u64, law: &mut dyn Law) -> Ledger {
     let mut run = Run::new(trial, demand, seed, law);
     run.all();
     run.ledger.close();
-    report(trial, &demand.terms, &run.ledger)
+    run.ledger
 }
 
 /// What a scrape showed, on its way to the law.
