@@ -179,9 +179,8 @@ impl Replica {
     /// Clients that waited too long for a first token go away, as far as they are first in line:
     /// who came later waited less.
     fn give_up(&mut self, shape: &Shape, slab: &mut Slab, events: &mut Vec<Event>, now: Instant) {
-        let late = |sequence: &Sequence| {
-            sequence.first.is_none() && now.since(sequence.arrived) > shape.patience
-        };
+        let late =
+            |sequence: &Sequence| sequence.first.is_none() && now.since(sequence.arrived) > shape.patience;
         while let Some(place) = self.waiting.front().copied().filter(|place| late(slab.read(*place))) {
             self.waiting.pop_front();
             self.queued_work -= slab.read(place).work_left(shape);
