@@ -228,10 +228,10 @@ impl Engine {
         self.slab.remove(place);
     }
 
-    /// To the living replica with the fewest requests.
+    /// To the living replica with the shortest line, and of those the one with the fewest requests.
     pub fn submit(&mut self, now: Instant, node: u32, ask: Ask) -> Sent {
         let living = self.replicas.iter_mut().filter(|replica| replica.alive());
-        let Some(replica) = living.min_by_key(|replica| replica.requests()) else { return Sent::Lost };
+        let Some(replica) = living.min_by_key(|replica| replica.line()) else { return Sent::Lost };
         if !replica.takes(&self.shape, now) {
             return Sent::Refused;
         }

@@ -76,8 +76,9 @@ impl Replica {
         }
     }
 
-    pub fn requests(&self) -> usize {
-        self.waiting.len() + self.running()
+    /// Prompts in line, then all requests.
+    pub fn line(&self) -> (usize, usize) {
+        (self.waiting.len() + usize::from(self.partial.is_some()), self.waiting.len() + self.running())
     }
 
     fn running(&self) -> usize {

@@ -38,8 +38,8 @@ impl Servers {
         }
     }
 
-    pub fn requests(&self) -> usize {
-        self.waiting.len() + self.busy.len()
+    pub fn line(&self) -> (usize, usize) {
+        (self.waiting.len(), self.waiting.len() + self.busy.len())
     }
 
     pub fn gauges(&self, shape: &Shape) -> Gauges {

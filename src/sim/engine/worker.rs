@@ -80,10 +80,11 @@ impl Worker {
         }
     }
 
-    pub fn requests(&self) -> usize {
+    /// Who waits, then all requests: what routers go by.
+    pub fn line(&self) -> (usize, usize) {
         match self {
-            Worker::Batch(replica) => replica.requests(),
-            Worker::Servers(servers) | Worker::Provider(servers, _) => servers.requests(),
+            Worker::Batch(replica) => replica.line(),
+            Worker::Servers(servers) | Worker::Provider(servers, _) => servers.line(),
         }
     }
 

@@ -105,9 +105,12 @@ impl Sliding {
         self.bins.push_back((now, sum, count));
         self.sum += sum;
         self.count += count;
-        while let Some((_, sum, count)) = self.bins.pop_front_if(|bin| now.since(bin.0) >= self.over) {
+        while let Some(&(at, sum, count)) = self.bins.front()
+            && now.since(at) >= self.over
+        {
             self.sum -= sum;
             self.count -= count;
+            self.bins.pop_front();
         }
     }
 

@@ -20,13 +20,16 @@ mod vegas;
 use crate::sim::law::Law;
 use crate::sim::law::Terms;
 
+/// Makes a law at its defaults or as a variant of the grid; the number is a seed.
+type Build = fn(Option<&str>, &Terms, u64) -> Option<Box<dyn Law>>;
+
 /// One law that is not ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Rival {
     pub name: &'static str,
     /// Where it is from.
     pub source: &'static str,
-    build: fn(variant: Option<&str>, terms: &Terms, seed: u64) -> Option<Box<dyn Law>>,
+    build: Build,
     variants: fn() -> Vec<&'static str>,
 }
 

@@ -141,11 +141,11 @@ fn a_budget_is_split_as_ours_is_and_settled_by_what_was_served() {
     let mut admitted = [0; 3];
     for step in 0..1600_u32 {
         let now = 0.05 * f64::from(step);
-        for tier in 0..3 {
+        for (tier, admitted) in admitted.iter_mut().enumerate() {
             let came =
                 law.admit(at(now + 0.001 * tier as f64), 0, &ask(u64::from(3 * step) + tier as u64, tier));
             // From a minute on the budget has been at its floor for long.
-            admitted[tier] += u32::from(came && now >= 60.0);
+            *admitted += u32::from(came && now >= 60.0);
         }
         if step % 40 == 39 {
             tick(&mut *law, now + 0.04, 5.1, 0.0, 10, 0);
@@ -351,29 +351,34 @@ fn a_reservation_lends_below_its_threshold_and_not_above() {
 #[test]
 fn the_oracle_keeps_work_waiting_within_the_slo_and_shares_by_true_demand() {
     let mut law = law("oracle");
-    let truth = |capacity, queued| Truth {
-        capacity,
-        queued_work: queued,
-        replicas: 4,
-        next_second: &[4_000.0, 8_000.0, 8_000.0],
-    };
-    law.know(at(0.0), &truth(10_000.0, 8_000.0));
-    // At the aim of 0.4 of two seconds the budget is the capacity.
-    assert_eq!(law.budget(), Some(10_000.0));
-    law.know(at(0.1), &truth(10_000.0, 0.0));
-    assert_eq!(law.budget(), Some(18_000.0), "an empty queue is filled within a second");
-    law.know(at(0.2), &truth(5_000.0, 8_000.0));
-    assert_eq!(law.budget(), Some(1_000.0), "half the capacity is known at once");
-    assert!(!law.admit(at(0.2), 0, &ask(1, 0)), "what waits is beyond the SLO already");
+    let truth = |capacity| Truth { capacity, queued_work: 0.0, replicas: 4, next_second: &[4e3, 8e3, 8e3] };
+    law.know(at(0.0), &truth(10_000.0));
+    // Three tenths of two seconds are missing and due within one.
+    assert_eq!(law.budget(), Some(16_000.0));
+    let admitted = (0..100).filter(|id| law.admit(at(0.0), 0, &ask(*id, 0))).count();
+    // Half of two seconds at 10 requests a second; the one that passes the mark is let in.
+    assert!((10..=13).contains(&admitted), "{admitted}");
+    law.know(at(0.1), &truth(5_000.0));
+    assert_eq!(law.budget(), Some(0.0), "half the capacity is known at once, and what waits is too much");
+    for id in 0..100 {
+        law.first_token(at(1.0), 0, id, Duration::from_secs(1));
+    }
+    law.know(at(1.0), &truth(5_000.0));
+    assert_eq!(law.budget(), Some(8_000.0));
+    assert!(law.admit(at(1.0), 0, &ask(200, 2)), "nothing waits: idling is nearer than unfairness");
 }
 
 #[test]
-fn the_oracle_lets_in_by_true_size() {
+fn the_oracle_charges_by_true_size() {
     let mut law = law("oracle");
-    let truth =
-        Truth { capacity: 10_000.0, queued_work: 8_000.0, replicas: 4, next_second: &[1e5, 0.0, 0.0] };
-    law.know(at(0.0), &truth);
-    let long = Ask { output: 10_000, ..ask(1, 0) };
-    assert!(law.admit(at(0.0), 0, &long), "below zero by one request");
-    assert!(!law.admit(at(0.0), 0, &ask(2, 0)));
+    law.know(at(0.0), &Truth { capacity: 1e5, queued_work: 0.0, replicas: 4, next_second: &[1e6, 1e6, 1e6] });
+    for id in 0..40 {
+        law.admit(at(0.0), 0, &ask(id, 0));
+    }
+    // A tier's bucket, which is two thirds of 160,000 deep, is below zero after one that writes
+    // for 200,000.
+    let long = Ask { output: 100_000, ..ask(100, 1) };
+    assert!(law.admit(at(0.0), 0, &long));
+    assert!(!law.admit(at(0.0), 0, &ask(101, 1)));
+    assert!(law.admit(at(0.0), 0, &ask(102, 2)));
 }
