@@ -10,9 +10,14 @@ use serde::{Deserialize, Serialize};
 
 /// Part of what stays inside the shares that a tier may refuse: with none there would be no sign
 /// that the level is not too low.
-const REFUSED: f64 = 0.01;
+
+const REFUSED: f64 = 0.04;
+/// A tier is used up from this part of its limit on, smoothed by this gain: bursts that are refused
+/// while it is not are no matter of fairness.
+const USED_UP: f64 = 0.9;
+const GAIN: f64 = 0.3;
 /// From this part on shares are published at all: a tier that refuses less is not fought over.
-const FOUGHT_OVER: f64 = 0.03;
+const FOUGHT_OVER: f64 = 0.05;
 /// Most that the level falls in one interval, as the factor that remains.
 const FALL: f64 = 0.7;
 /// What it falls by for each part that is refused too much.
@@ -31,6 +36,9 @@ pub struct KeyShare {
     level: Option<f64>,
     /// The tier's limit when the level was set.
     limit: f64,
+    /// Part of the limit that is used, smoothed.
+    #[serde(default)]
+    used: f64,
 }
 
 /// What became of a row's requests in the last interval, work per second.
@@ -50,6 +58,8 @@ impl KeyShare {
     pub fn step(&mut self, limit: f64, seen: &Outcomes) -> Option<f64> {
         let asked = seen.admitted + seen.refused_room;
         let refused = if asked > 0.0 { seen.refused_room / asked } else { 0.0 };
+        self.used += GAIN * (seen.admitted / limit.max(1e-9) - self.used);
+        let refused = if self.used > USED_UP { refused } else { 0.0 };
         let level = match self.level {
             None if refused <= FOUGHT_OVER => None,
             None => Some(limit * FALL),

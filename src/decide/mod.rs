@@ -25,8 +25,9 @@ use crate::unit::Instant;
 const DELAY: Duration = Duration::from_secs(1);
 /// Part of the SLO that the queue may take before it counts as overload.
 const WAIT_PART_OF_SLO: f64 = 0.4;
-/// Budget over measured capacity while probing: keeps a backlog, and so a measurement, alive.
-const PROBE_MAX: f64 = 1.02;
+/// Budget over measured capacity while probing: keeps a backlog, and so a measurement, alive. What
+/// it is too much nodes keep from waiting by the pool's caps.
+const PROBE_MAX: f64 = 1.045;
 /// Where the budget returns to after an overload has drained.
 const RECOVERED: f64 = 0.97;
 /// Growth per tick before the first backlog.
@@ -52,7 +53,11 @@ const DRIFT_SECONDS: f64 = 60.0;
 /// The budget never falls below this part of what the pool could do at its best.
 const FLOOR: f64 = 0.05;
 /// Part of the SLO that admitted work may wait for its first token, by Little's law.
-const WAITING_CAP_PART_OF_SLO: f64 = 0.9;
+/// Nodes let it be more by the spread of what they see of it.
+const WAITING_CAP_PART_OF_SLO: f64 = 0.65;
+/// Requests in flight over the most that were seen running: without, a pool that was measured while
+/// its batches were small could never be seen to fill them.
+const IN_FLIGHT_SPARE: f64 = 1.3;
 
 /// No request is believed to be more work than this.
 const REQUEST_WORK_MAX: f64 = 1e7;
@@ -108,7 +113,7 @@ impl Law {
         // Before a measurement the budget stands in: what waits longer than that is a backlog.
         let waiting_work = WAITING_CAP_PART_OF_SLO * slo * capacity.unwrap_or(budget);
         let queue = waiting_work / self.request_work.unwrap_or(waiting_work).max(1.0);
-        let batch = estimate.running_saturated.map(|running| running * ready);
+        let batch = estimate.running_saturated.map(|running| IN_FLIGHT_SPARE * running * ready);
         Decision {
             budget,
             motion,

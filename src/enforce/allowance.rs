@@ -8,9 +8,10 @@ use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::table::Share;
 use crate::wire::{Entry, Held, Pinned, PoolEntry};
 
-/// A tier's bucket holds this much of its limit: long enough for a burst of arrivals, too short
-/// for a pool to queue behind it.
-pub const TIER_WINDOW: Duration = Duration::from_millis(1500);
+/// The bucket of a tier on the only node holds this much of its limit; see [`Portion::window`] for
+/// a part. Long enough that what a quiet second left is not lost to the next; a pool does not queue
+/// behind it, since what may wait there has a cap of its own.
+pub const TIER_WINDOW: Duration = Duration::from_millis(2800);
 /// A key's fair share holds this much of itself: a key that comes back after a pause is let in at
 /// once, one that floods is found out in seconds.
 pub const SHARE_WINDOW: Duration = Duration::from_secs(15);
@@ -75,6 +76,13 @@ impl Portion {
         self.ppm
     }
 
+    /// How long a bucket of this part holds what it drains, where that of all would hold it for
+    /// `whole`: what arrives in a part varies less than the part is smaller, by its root.
+    fn window(self, whole: Duration) -> Duration {
+        let part = (f64::from(self.ppm) / f64::from(PPM)).max(1e-4);
+        whole.div_f64(part.sqrt())
+    }
+
     /// A tier's limit in force `now`.
     pub fn tier_limit(self, held: &Held, entry: &Entry, now: Instant) -> Limit {
         self.part(entry, held.tier_limit(entry, now))
@@ -104,7 +112,7 @@ impl Allowance {
             // A small key on a node with a small share still gets one unit a minute.
             micro = micro.max(u128::from(PPM));
         }
-        let window = if scope == Scope::Tier { TIER_WINDOW } else { MINUTE };
+        let window = if scope == Scope::Tier { portion.window(TIER_WINDOW) } else { MINUTE };
         Some(Allowance::holding(dimension, limit, micro, window))
     }
 
@@ -112,7 +120,7 @@ impl Allowance {
     pub fn share(dimension: Dimension, limit: Limit, portion: Portion) -> Option<Allowance> {
         let limit = limit.finite()?;
         let micro = (u128::from(limit) * u128::from(portion.of_keys)).max(u128::from(PPM));
-        Some(Allowance::holding(dimension, limit, micro, SHARE_WINDOW))
+        Some(Allowance::holding(dimension, limit, micro, portion.window(SHARE_WINDOW)))
     }
 
     fn holding(dimension: Dimension, limit: u64, micro: u128, window: Duration) -> Allowance {

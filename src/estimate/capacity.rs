@@ -13,6 +13,9 @@ use crate::policy::OutputCost;
 
 const GAIN_BUSY: f64 = 0.3;
 const GAIN_IDLE: f64 = 0.1;
+/// Of the most it was seen running: from this part on a replica is full, and what it delivers is
+/// what it can do. One that is not full and has a backlog may only be between two batches.
+const FULL: f64 = 0.85;
 /// An idle sample counts from this factor above the estimate on.
 const IDLE_EXCESS: f64 = 1.02;
 /// A sample more than this factor above the estimate is a unit change or a reset, not a rate.
@@ -63,14 +66,15 @@ impl Capacity {
             return;
         }
         let busy: Vec<ReplicaRate> = seen.rates.iter().filter(|rate| rate.busy).copied().collect();
-        let running: Vec<f64> = busy.iter().filter_map(|rate| rate.running).collect();
+        let running: Vec<f64> = seen.rates.iter().filter_map(|rate| rate.running).collect();
         let running = if seen.replicas >= trust::QUORUM {
             trust::middle(running, seen.replicas)
         } else {
             running.into_iter().reduce(f64::max)
         };
         let backlogged = seen.backlogged && !busy.is_empty();
-        if backlogged {
+        // What it was seen running it can run, backlog or not; without any, nothing is capped.
+        if backlogged || self.running_saturated.is_some() {
             self.running_saturated = match (self.running_saturated, running) {
                 (Some(known), Some(seen)) => Some(known.max(seen)),
                 (known, seen) => known.or(seen),
@@ -81,7 +85,8 @@ impl Capacity {
         let (rates, doubted) = self.quarantined(shown, backlogged, output_cost);
         let Some(sample) = median(&rates, seen.replicas) else { return };
         if backlogged {
-            self.busy(sample, output_cost, doubted);
+            let full = running >= self.running_saturated.map(|most| FULL * most);
+            self.busy(sample, output_cost, doubted, if full { GAIN_BUSY } else { GAIN_IDLE });
             self.learned.add(sample);
         } else if let Some(rates) = &mut self.rates {
             let (known, shown) = (rates.work(output_cost), sample.work(output_cost));
@@ -114,13 +119,13 @@ impl Capacity {
         (rates, true)
     }
 
-    fn busy(&mut self, sample: Rates, output_cost: f64, doubted: bool) {
+    fn busy(&mut self, sample: Rates, output_cost: f64, doubted: bool, gain: f64) {
         let Some(rates) = &mut self.rates else {
             self.rates = (sample.work(output_cost) > 0.0).then_some(sample);
             return;
         };
         let known = rates.work(output_cost);
-        rates.approach(sample, GAIN_BUSY);
+        rates.approach(sample, gain);
         let grown = rates.work(output_cost) / known.max(1e-9);
         if doubted && grown > BELIEVED_GROWTH {
             rates.input *= BELIEVED_GROWTH / grown;

@@ -26,6 +26,9 @@ const HELD_INTERVALS: f64 = 5.0;
 const SILENT_WEIGHT: f64 = 0.5;
 /// A replica silent for this long is forgotten, intervals.
 const FORGOTTEN_INTERVALS: f64 = 150.0;
+/// Waiting requests per replica that are a backlog. One or two are what came since the last step
+/// of a batch began: taken for a backlog, they make a little load look like all that can be done.
+const BACKLOG_PER_REPLICA: f64 = 5.0;
 /// Most of the ready replicas that may go in one interval on one sign.
 const FALL_ON_ONE_SIGN: f64 = 0.7;
 
@@ -310,7 +313,7 @@ impl Fleet {
             ready_before: self.ready,
             running: sum(|signals| signals.running),
             waiting,
-            backlogged: many_busy && waiting >= self.ready,
+            backlogged: many_busy && waiting >= BACKLOG_PER_REPLICA * self.ready,
             unsettled: self.steady_ticks < 2 || !many_rates,
             loss_confirmed: false,
             latency: fresh().filter_map(|replica| replica.signals.latency).reduce(f64::max),

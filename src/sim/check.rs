@@ -222,11 +222,11 @@ impl Publications {
 // === impl Account ===
 
 impl Account {
-    /// Before an admission of `cost` under `rate` (work per second): `Err` when the account says
-    /// that the limiter should have refused.
-    pub fn admit(&mut self, now: Instant, rate: f64, cost: f64) -> Result<(), String> {
+    /// Before an admission of `cost` under `rate` (work per second), which `part` of the fleet's
+    /// limit is: `Err` when the account says that the limiter should have refused.
+    pub fn admit(&mut self, now: Instant, (rate, part): (f64, f64), cost: f64) -> Result<(), String> {
         self.drain(now, rate);
-        let window = 1.5 * rate;
+        let window = 2.8 / part.sqrt() * rate;
         let excess = self.used + cost.min(window) - window;
         self.used += cost;
         // Integer limits and shares round by less than this.

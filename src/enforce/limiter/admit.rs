@@ -17,7 +17,7 @@ use crate::unit::{Instant, Limit};
 use crate::wire::Held;
 
 use super::cells::{Counted, PoolState};
-use super::rules::{Built, ModelRules, RowRules, Rules};
+use super::rules::{Built, ModelRules, PoolLimits, RowRules, Rules};
 use super::sync::{MutexGuard, lock};
 
 /// A part of the keys, and what they are tested against. All keys of an account are in one.
@@ -107,7 +107,7 @@ impl Shard {
         };
         shared.counted.offered.add(costs.work);
         let mut worst = Worst::default();
-        let share = shared.over_share(row, tier, keys, key.as_ref(), costs.work, &view);
+        let share = shared.over_share((row, pool_limits), tier, keys, key.as_ref(), costs.work, &view);
         worst.add(Scope::Key, share);
         if let Some(meters) = &mut shared.tier {
             worst.add(Scope::Tier, meters.test(now, tier, &weighted, request.job));
@@ -128,7 +128,7 @@ impl Shard {
             }
             return Err(refusal);
         }
-        if let Some(cap) = shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields)) {
+        if let Some(cap) = shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields, costs.work)) {
             shared.counted.refused_capacity.add(costs.work);
             return Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON));
         }
@@ -247,7 +247,7 @@ impl Shared<'_> {
     /// there is enough for everybody a share binds nobody.
     fn over_share(
         &mut self,
-        row: &RowRules,
+        (row, pool_limits): (&RowRules, &PoolLimits),
         tier: &[Allowance],
         keys: &Keys,
         key: Option<&Party<'_>>,
@@ -257,7 +257,8 @@ impl Shared<'_> {
         let party = key?;
         let share = party.terms.share?;
         let meters = self.tier.as_mut()?;
-        if !meters.is_contended(view.now, tier, row.unit.dimension()) {
+        let crowded = self.pool.as_ref().is_some_and(|pool| pool.is_crowded(pool_limits, row.yields));
+        if !crowded && !meters.is_contended(view.now, tier, row.unit.dimension()) {
             return None;
         }
         keys.state(&party.name, party.place).0.test_share(share, work, view)

@@ -119,16 +119,19 @@ impl PoolState {
     /// Whether the pool's caps leave room for a tier that yields this part of them.
     ///
     /// The test is on what is there already, so that one large request is never starved.
-    pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields) -> Option<Cap> {
+    pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields, work: u64) -> Option<Cap> {
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);
-        if let Limit::Finite(cap) = limits.waiting_work
-            && u128::from(self.waiting) * whole >= u128::from(cap) * left(yields.waiting)
-        {
-            return Some(Cap::WaitingWork);
+        if let Limit::Finite(cap) = limits.waiting_work {
+            let part = u128::from(cap) * left(yields.waiting) / whole;
+            let spread = (part * u128::from(work)).isqrt();
+            if u128::from(self.waiting) >= part + spread {
+                return Some(Cap::WaitingWork);
+            }
         }
         if let Limit::Finite(cap) = limits.in_flight {
             let held = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole);
+            let held = held + held.isqrt();
             // A tier that yields everything but one slot of a living pool is not shut out.
             let least = u128::from(cap > 0 && limits.portion.ppm() > 0);
             if u128::from(self.in_flight) >= held.max(least) {
@@ -136,6 +139,13 @@ impl PoolState {
             }
         }
         None
+    }
+
+    /// Whether half of what a tier may have waiting is waiting.
+    pub fn is_crowded(&self, limits: &PoolLimits, yields: Yields) -> bool {
+        let left = u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields.waiting));
+        let whole = u128::from(PPM) * u128::from(PPM);
+        limits.waiting_work.finite().is_some_and(|cap| u128::from(self.waiting) * whole * 2 >= u128::from(cap) * left)
     }
 
     pub fn count(&mut self, outcome: Settlement) {
