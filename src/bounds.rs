@@ -284,6 +284,8 @@ bounds! {
         UPSTREAM_BUFFER_BYTES_MAX: usize, bytes = 64 << 10, "502";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
+        /// Longest wait for what is cut off to be settled.
+        NODE_CUT_WAIT: Duration, time = Duration::from_secs(2), "the ledger settles it as reserved at the next start";
         /// Longest until a controller begins to answer; it is asked to wait 10 s at most.
         FOLLOW_HEAD_WAIT: Duration, time = Duration::from_secs(12), "asked again on a new connection";
         /// Longest pause of a controller within a table.

@@ -15,6 +15,7 @@ mod away;
 mod budgets;
 mod cli;
 mod clients;
+mod cuts;
 mod edges;
 mod flood;
 mod follow;
