@@ -54,10 +54,11 @@ pub struct Terms<'a> {
     pub own: [Rate; RATES],
 }
 
+/// In this order: what a request per minute needs is in the first cache line.
 #[derive(Clone, Debug, Default)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Slot {
-    /// Whose it is: see [`Name`](crate::enforce::keys::Name).
+    /// Whose it is: see [`Name`](crate::enforce::keys::Name). Zero: nobody's yet.
     pub tag: u128,
     /// Requests in flight.
     pub active: u32,

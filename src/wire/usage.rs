@@ -239,4 +239,12 @@ impl Work {
         self.requests = self.requests.saturating_add(1);
         self.work = self.work.saturating_add(work);
     }
+
+    #[must_use]
+    pub fn plus(self, other: Work) -> Work {
+        Work {
+            requests: self.requests.saturating_add(other.requests),
+            work: self.work.saturating_add(other.work),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::planted::bug;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, ProductId, TierId};
 use crate::wire::{CachedInput, Held, LimitTable, Row, Span, TableError, Window};
 
-use super::cells::{PoolCell, PoolState, RowCell, RowState};
+use super::cells::{PoolCell, PoolState, RowCell};
 use super::rules::{ModelRules, PoolLimits, PoolRules, RowRules, Rules, flows, limits_of};
 use super::sync::{Mutex, lock};
 
@@ -61,7 +61,7 @@ impl Registry {
         for row in &table.rows {
             let Some((rules, at)) = self.row(row, table, node, &rows, &mut models) else { continue };
             if bug("refill-on-swap") {
-                *lock(&rules.cell.state) = RowState::default();
+                *lock(&rules.cell.meters) = Meters::default();
             }
             let area = flows(areas.get(at), &rules, now);
             put(&mut areas, at, area);

@@ -127,6 +127,14 @@ impl Rules {
     }
 }
 
+// === impl PoolLimits ===
+
+impl PoolLimits {
+    pub fn bind(&self) -> bool {
+        self.waiting_work != Limit::Unlimited || self.in_flight != Limit::Unlimited
+    }
+}
+
 // === impl RowRules ===
 
 impl RowRules {
