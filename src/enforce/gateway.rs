@@ -304,7 +304,7 @@ impl Gate {
 }
 
 /// Read once for one answer, so that all it says of time is of one instant.
-fn moment() -> Moment {
+pub(super) fn moment() -> Moment {
     Moment { unix: unix_now(), jitter: jitter() }
 }
 

@@ -59,6 +59,8 @@ mod metrics;
 #[cfg(feature = "daemon")]
 pub mod node;
 #[cfg(feature = "daemon")]
+mod parting;
+#[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
 mod provider;

@@ -10,10 +10,12 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
+use crate::enforce::gateway::moment;
 use crate::enforce::jobs::{Draft, Watch};
 use crate::enforce::meter::Meter;
 use crate::enforce::meters::Amounts;
-use crate::enforce::purse::Hold;
+use crate::enforce::parting::{Parting, Tail};
+use crate::enforce::purse::{Hold, Past};
 use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Settlement, Ticket};
 use crate::enforce::upstream::Outstanding;
@@ -51,6 +53,10 @@ pub struct Metered {
     ended: bool,
     /// What the upstream reported was not believed as it was.
     clamped: bool,
+    /// What was passed on last.
+    tail: Tail,
+    /// It has run past a budget and ends with the event under way.
+    parting: Option<Parting>,
 }
 
 /// What usage is made up from where the upstream reports none.
@@ -109,11 +115,17 @@ impl Guard {
         }
     }
 
-    /// What has come so far counts while it flows.
-    pub fn progress(&mut self, output_seen: u64) {
+    /// What has come so far counts while it flows. Says so where that is more than may be.
+    pub fn progress(&mut self, output_seen: u64) -> Option<Past> {
         if let Some(ticket) = self.ticket.as_mut() {
             self.shared.cell.with(|limiter, now| limiter.progress(now, ticket, output_seen));
         }
+        self.hold.as_mut()?.progress(output_seen)
+    }
+
+    /// Whether the stream may be ended before its end.
+    pub fn may_end(&self) -> bool {
+        self.hold.as_ref().is_some_and(Hold::may_end)
     }
 
     /// Settles now; later calls and the drop do nothing.
@@ -162,6 +174,8 @@ impl Metered {
             settled,
             ended: false,
             clamped: false,
+            tail: Tail::default(),
+            parting: None,
         };
         if body.inner.is_end_stream() {
             body.end();
@@ -181,6 +195,26 @@ impl Metered {
             self.guard.settle(outcome);
         }
         rest
+    }
+
+    /// The last of a stream that has run past a budget, where this is the place to end it. What of
+    /// it was seen is settled; the upstream is left by whoever drops the body.
+    fn end_past(&mut self, past: Option<Past>, out: &Bytes) -> Option<Bytes> {
+        if let Some(past) = past
+            && self.parting.is_none()
+            && self.meter.is_events()
+        {
+            let held = self.guard.shared.cell.held()?;
+            let named = self.meter.is_named();
+            self.parting = Some(Parting::new(&held.table, &past, moment(), named, self.tail));
+        }
+        // What is complete is not spoilt.
+        let last = self.parting.as_mut().filter(|_| !self.meter.is_over())?.end(out)?;
+        self.ended = true;
+        self.guard.shared.count.streams_ended();
+        let outcome = self.outcome();
+        self.guard.settle(outcome);
+        Some(last)
     }
 
     fn outcome(&mut self) -> Settlement {
@@ -251,7 +285,11 @@ impl HttpBody for Metered {
             this.idle.as_mut().reset(tokio::time::Instant::now() + this.idle_for);
             this.guard.first_token();
             let mut out = this.meter.feed(piece);
-            this.guard.progress(this.meter.output_seen());
+            let past = this.guard.progress(this.meter.output_seen());
+            if let Some(ended) = this.end_past(past, &out) {
+                return Poll::Ready(Some(Ok(Frame::data(ended))));
+            }
+            this.tail.pass(&out);
             // Many clients leave at the last event, without waiting for the connection's end.
             let left = match this.meter.is_over() && !this.settled {
                 true => this.outcome(),

@@ -17,6 +17,7 @@ mod cli;
 mod clients;
 mod cuts;
 mod edges;
+mod ending;
 mod flood;
 mod follow;
 mod h2;
