@@ -3,6 +3,7 @@
 //!
 //! It opens, or it says why not and stays closed: what it cannot be asked about is not admitted.
 
+mod grow;
 mod places;
 mod wall;
 
@@ -315,24 +316,6 @@ impl Ledger {
         drop(queue);
         self.queue.wake();
         Ok(reserved)
-    }
-
-    /// A request has come to `asked.amount`, which counts from now on where it is more than was
-    /// reserved. Of what it has used more than there is. Does not wait; while the ledger cannot be
-    /// asked nothing changes.
-    pub fn grow(&self, reserved: &mut Reserved, asked: &Asked<'_>) -> Option<Denied> {
-        if **self.state.load() != State::Open {
-            return None;
-        }
-        let mut book = shard(&self.shards, &asked.account);
-        let mut queue = self.queue.lock();
-        if queue.is_full() {
-            return None;
-        }
-        let past = book.grow(reserved, asked, &mut |entry| queue.push(entry));
-        drop(queue);
-        self.queue.wake();
-        past
     }
 
     /// Replaces what was reserved by what was used. Does not wait; [`Ledger::settled`] does.

@@ -142,9 +142,7 @@ async fn serve(mut socket: TcpStream) -> Option<()> {
         // Chunked or not: the object is whole when it can be read.
         let Some(begin) = request[end..].iter().position(|byte| *byte == b'{') else { continue };
         let last = request.iter().rposition(|byte| *byte == b'}').unwrap_or(0);
-        if let Some(Ok(body)) =
-            request.get(end + begin..=last).map(|object| serde_json::from_slice::<Value>(object))
-        {
+        if let Some(Ok(body)) = request.get(end + begin..=last).map(serde_json::from_slice::<Value>) {
             break body;
         }
     };
