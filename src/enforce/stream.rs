@@ -15,6 +15,7 @@ use crate::enforce::jobs::{Draft, Watch};
 use crate::enforce::meter::Meter;
 use crate::enforce::meters::Amounts;
 use crate::enforce::parting::{Parting, Tail};
+use crate::enforce::provider::Attempt;
 use crate::enforce::purse::{Hold, Past};
 use crate::enforce::shared::Shared;
 use crate::enforce::ticket::{Settlement, Ticket};
@@ -31,6 +32,8 @@ pub struct Guard {
     job: Option<Draft>,
     /// Of budgets and credit, where the request takes of any.
     hold: Option<Hold>,
+    /// Of the provider that was asked last, while it is not known what came of it.
+    attempt: Option<Attempt>,
     end: Settlement,
     waiting: bool,
     /// Most output tokens that the model can answer with.
@@ -82,7 +85,7 @@ impl Guard {
         output_most: u64,
     ) -> Guard {
         let end = Settlement::NotSent;
-        Guard { shared, ticket: Some(ticket), hold, job, end, waiting: true, output_most }
+        Guard { shared, ticket: Some(ticket), hold, attempt: None, job, end, waiting: true, output_most }
     }
 
     /// The upstream has created the job: from here on it outlives the request.
@@ -100,6 +103,18 @@ impl Guard {
     /// What the request is expected to cost, for whoever else counts it.
     pub fn amounts(&self) -> Amounts {
         self.ticket.as_ref().map(|ticket| ticket.reserved().rates()).unwrap_or_default()
+    }
+
+    /// A provider is asked.
+    pub fn attempt(&mut self, attempt: Attempt) {
+        self.attempt = Some(attempt);
+    }
+
+    /// What came of that, where the request may yet be another's.
+    pub fn attempt_over(&mut self, end: Settlement) {
+        if let Some(attempt) = self.attempt.take() {
+            self.shared.with_providers(|providers, now| providers.settle(now, attempt, end));
+        }
     }
 
     pub fn attempt_failed(&self) {
@@ -133,6 +148,7 @@ impl Guard {
         if let Some(ticket) = self.ticket.take() {
             self.shared.cell.with(|limiter, now| limiter.settle(now, ticket, end));
         }
+        self.attempt_over(end);
         if let Some(hold) = self.hold.take() {
             hold.settle(end);
         }
