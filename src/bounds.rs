@@ -320,9 +320,15 @@ bounds! {
         PROVIDER_FAILURES_MAX: u32, count = 3, "it pauses as one that refuses";
         /// Most limits remembered of what a provider says about one model.
         PROVIDER_LIMITS_MAX: usize, count = 16, "not remembered";
+        /// Longest address of a client's own webhook that is relayed.
+        WEBHOOK_URL_BYTES_MAX: usize, bytes = 1 << 10, "left as it is: the upstream calls the client itself";
+        /// Longest that a client's own webhook may take to answer.
+        WEBHOOK_RELAY_WAIT: Duration, time = Duration::from_secs(10), "504 to the upstream, which may try again";
         /// Largest file of running jobs.
         JOBS_FILE_BYTES_MAX: u64, bytes = 256 << 20, "not read: no job of a former life counts";
-        /// Pause between two looks at leases, and between two writings of the jobs that run.
+        /// Longest that the answer which tells of a new job waits until the job is on disk.
+        JOBS_WRITTEN_WAIT: Duration, time = Duration::from_secs(1), "answered all the same: a killed process forgets the job";
+        /// Pause between two looks at leases.
         JOBS_SWEEP_PAUSE: Duration, time = Duration::from_millis(200), "a slot is free that much later";
         /// Most jobs known at a time.
         JOBS_MAX: usize, count = 100_000, "503: no job is created";

@@ -181,7 +181,10 @@ impl Gate {
         let affair = self.affair(table, &request, ask.model.as_deref().or(routed));
         let known = affair.as_ref().and_then(Affair::model);
         let found = ask.model.as_deref().or(known).or(routed);
-        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
+        let route = |model: &str| {
+            let route = routing.route(model, table.and_then(|table| table.models.get(model)))?;
+            Some(route.only(affair.as_ref().and_then(Affair::provider)))
+        };
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             return Err(unknown(found.unwrap_or_default()));
         };

@@ -67,6 +67,8 @@ mod provider;
 #[cfg(feature = "daemon")]
 mod purse;
 #[cfg(feature = "daemon")]
+mod relay;
+#[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]
 mod report;

@@ -23,6 +23,8 @@ use crate::enforce::upstream::Outstanding;
 
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+type Piece = Option<Result<Frame<Bytes>, BodyError>>;
+type Written = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A reservation that settles when dropped, with whatever is true by then.
 pub struct Guard {
@@ -47,6 +49,10 @@ pub struct Metered {
     guard: Guard,
     /// A job that the body tells of.
     watch: Option<Watch>,
+    /// What the body's end has to wait for.
+    written: Option<Written>,
+    /// That end, while it waits.
+    last: Option<Piece>,
     idle: Pin<Box<Sleep>>,
     idle_for: Duration,
     _outstanding: Outstanding,
@@ -107,6 +113,9 @@ impl Guard {
 
     /// A provider is asked.
     pub fn attempt(&mut self, attempt: Attempt) {
+        if let Some(job) = self.job.as_mut() {
+            job.ask(attempt.provider());
+        }
         self.attempt = Some(attempt);
     }
 
@@ -183,6 +192,8 @@ impl Metered {
             meter,
             guard,
             watch,
+            written: None,
+            last: None,
             idle,
             idle_for,
             _outstanding: outstanding,
@@ -203,7 +214,7 @@ impl Metered {
     fn end(&mut self) -> Bytes {
         self.ended = true;
         if let Some(watch) = self.watch.take() {
-            watch.look(self.meter.json());
+            self.written = watch.look(self.meter.json()).map(|written| Box::pin(written) as Written);
         }
         let rest = self.meter.finish();
         if !self.settled {
@@ -233,51 +244,9 @@ impl Metered {
         Some(last)
     }
 
-    fn outcome(&mut self) -> Settlement {
-        let Estimate { input_tokens, images } = self.estimate;
-        let usage = self.meter.usage();
-        if usage == crate::enforce::meter::Usage::default() && !self.meter.is_events() {
-            // Nothing was said and nothing can be counted: what was reserved stays.
-            return Settlement::Broken { output_seen: 0 };
-        }
-        let seen = self.meter.events();
-        let output_tokens = believed(usage.output, seen, self.guard.output_most);
-        if usage.output.is_some_and(|output| output != output_tokens) && !self.clamped {
-            self.clamped = true;
-            self.guard.shared.count.usages_clamped();
-        }
-        Settlement::Used {
-            input_tokens: usage.input.unwrap_or(input_tokens),
-            cached_tokens: usage.cached.unwrap_or(0),
-            output_tokens,
-            images,
-        }
-    }
-
-    fn died(&mut self) {
-        self.ended = true;
-        self.guard.settle(Settlement::Died { output_seen: self.meter.output_seen() });
-    }
-}
-
-/// Output tokens to charge for: what was reported, unless that is more than the model can answer
-/// with, or less than a quarter of the events that were seen, each of which carries a token or more.
-fn believed(reported: Option<u64>, seen: u64, most: u64) -> u64 {
-    match reported {
-        Some(output) if output >= seen.div_ceil(4) => output.min(most.max(seen)),
-        _ => seen,
-    }
-}
-
-impl HttpBody for Metered {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
+    /// The next piece for the client, whatever it may have to wait for.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        let this = self;
         while !this.ended {
             let Poll::Ready(next) = Pin::new(&mut this.inner).poll_frame(context) else {
                 ready!(this.idle.as_mut().poll(context));
@@ -326,8 +295,64 @@ impl HttpBody for Metered {
         Poll::Ready(None)
     }
 
+    fn outcome(&mut self) -> Settlement {
+        let Estimate { input_tokens, images } = self.estimate;
+        let usage = self.meter.usage();
+        if usage == crate::enforce::meter::Usage::default() && !self.meter.is_events() {
+            // Nothing was said and nothing can be counted: what was reserved stays.
+            return Settlement::Broken { output_seen: 0 };
+        }
+        let seen = self.meter.events();
+        let output_tokens = believed(usage.output, seen, self.guard.output_most);
+        if usage.output.is_some_and(|output| output != output_tokens) && !self.clamped {
+            self.clamped = true;
+            self.guard.shared.count.usages_clamped();
+        }
+        Settlement::Used {
+            input_tokens: usage.input.unwrap_or(input_tokens),
+            cached_tokens: usage.cached.unwrap_or(0),
+            output_tokens,
+            images,
+        }
+    }
+
+    fn died(&mut self) {
+        self.ended = true;
+        self.guard.settle(Settlement::Died { output_seen: self.meter.output_seen() });
+    }
+}
+
+/// Output tokens to charge for: what was reported, unless that is more than the model can answer
+/// with, or less than a quarter of the events that were seen, each of which carries a token or more.
+fn believed(reported: Option<u64>, seen: u64, most: u64) -> u64 {
+    match reported {
+        Some(output) if output >= seen.div_ceil(4) => output.min(most.max(seen)),
+        _ => seen,
+    }
+}
+
+impl HttpBody for Metered {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Piece> {
+        let this = &mut *self;
+        if this.last.is_none() {
+            let piece = ready!(this.poll_piece(context));
+            if this.written.is_none() {
+                return Poll::Ready(piece);
+            }
+            this.last = Some(piece);
+        }
+        if let Some(written) = this.written.as_mut() {
+            ready!(written.as_mut().poll(context));
+            this.written = None;
+        }
+        Poll::Ready(this.last.take().flatten())
+    }
+
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.ended && self.last.is_none() && self.written.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -23,6 +23,7 @@ mod follow;
 mod h2;
 mod jobs;
 mod openai;
+mod outlive;
 mod providers;
 mod proxy;
 mod smuggling;

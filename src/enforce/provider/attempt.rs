@@ -18,6 +18,14 @@ pub struct Attempt {
     pub(super) reserved: Amounts,
 }
 
+// === impl Attempt ===
+
+impl Attempt {
+    pub fn provider(&self) -> &ProviderId {
+        &self.provider
+    }
+}
+
 /// What came of a request, in the place of what was expected of it.
 pub(super) fn actual(reserved: &Amounts, end: Settlement) -> Amounts {
     let [_, tokens, input, output, images] = *reserved;
