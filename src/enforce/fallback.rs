@@ -59,12 +59,7 @@ impl Gate {
         let order = self.shared.with_providers(|providers, now| order(providers, now, &errand.model, route));
         for at in order {
             let Some((provider, upstream)) = route.providers.get(at) else { continue };
-            let limits = self.limits_of(provider, &errand.model);
-            let begun = self.shared.with_providers(|providers, now| {
-                let asked =
-                    Asked { provider, model: errand.model.as_str(), limits: &limits, amounts: &amounts };
-                begin(providers, now, &asked, &mut closed).map(|attempt| (now, attempt))
-            });
+            let begun = self.begin(provider, &errand.model, &amounts, &mut closed);
             let Some((begun, attempt)) = begun else { continue };
             guard.attempt(attempt);
             if std::mem::take(&mut refused) {
@@ -125,6 +120,19 @@ impl Gate {
             Some(refusal) => Err(refusal),
             None => Ok(bad_gateway("the model has no upstream")),
         }
+    }
+
+    /// When it was asked, where it may be.
+    fn begin(
+        &self,
+        provider: &ProviderId,
+        model: &ModelId,
+        amounts: &Amounts,
+        closed: &mut Closed,
+    ) -> Option<(Instant, Attempt)> {
+        let limits = self.limits_of(provider, model);
+        let asked = Asked { provider, model: model.as_str(), limits: &limits, amounts };
+        self.shared.with_providers(|providers, now| Some((now, begin(providers, now, &asked, closed)?)))
     }
 
     /// What this node may ask of a provider by the policy: its part of the pool's share.
