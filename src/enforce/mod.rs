@@ -63,7 +63,7 @@ mod parting;
 #[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
-mod provider;
+pub(crate) mod provider;
 #[cfg(feature = "daemon")]
 mod purse;
 #[cfg(feature = "daemon")]
