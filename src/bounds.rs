@@ -284,6 +284,8 @@ bounds! {
         UPSTREAM_BUFFER_BYTES_MAX: usize, bytes = 64 << 10, "502";
         /// Longest that requests may take to end once a node stops.
         NODE_DRAIN: Duration, time = Duration::from_secs(10), "they are cut off and settled";
+        /// Longest wait for what is cut off to be settled.
+        NODE_CUT_WAIT: Duration, time = Duration::from_secs(2), "the ledger settles it as reserved at the next start";
         /// Longest until a controller begins to answer; it is asked to wait 10 s at most.
         FOLLOW_HEAD_WAIT: Duration, time = Duration::from_secs(12), "asked again on a new connection";
         /// Longest pause of a controller within a table.
@@ -318,9 +320,15 @@ bounds! {
         PROVIDER_FAILURES_MAX: u32, count = 3, "it pauses as one that refuses";
         /// Most limits remembered of what a provider says about one model.
         PROVIDER_LIMITS_MAX: usize, count = 16, "not remembered";
+        /// Longest address of a client's own webhook that is relayed.
+        WEBHOOK_URL_BYTES_MAX: usize, bytes = 1 << 10, "left as it is: the upstream calls the client itself";
+        /// Longest that a client's own webhook may take to answer.
+        WEBHOOK_RELAY_WAIT: Duration, time = Duration::from_secs(10), "504 to the upstream, which may try again";
         /// Largest file of running jobs.
         JOBS_FILE_BYTES_MAX: u64, bytes = 256 << 20, "not read: no job of a former life counts";
-        /// Pause between two looks at leases, and between two writings of the jobs that run.
+        /// Longest that the answer which tells of a new job waits until the job is on disk.
+        JOBS_WRITTEN_WAIT: Duration, time = Duration::from_secs(1), "answered all the same: a killed process forgets the job";
+        /// Pause between two looks at leases.
         JOBS_SWEEP_PAUSE: Duration, time = Duration::from_millis(200), "a slot is free that much later";
         /// Most jobs known at a time.
         JOBS_MAX: usize, count = 100_000, "503: no job is created";

@@ -95,6 +95,7 @@ const SHELLS: &[&str] = &[
     "enforce/metrics.rs",
     "enforce/node.rs",
     "enforce/patient.rs",
+    "enforce/relay.rs",
     "enforce/report.rs",
     "enforce/serve.rs",
     "enforce/shared.rs",

@@ -21,7 +21,7 @@ use tidegate::policy::load::{Loaded, load, load_bytes};
 use tidegate::policy::report::Report;
 use tidegate::policy::{OutputCost, Policy, SourcePolicy};
 use tidegate::unit::{Dimension, Limit};
-use tidegate::wire::{CachedInput, Credit, Pinned, Span};
+use tidegate::wire::{CachedInput, Credit, Pinned, Span, Streams};
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -196,6 +196,7 @@ fn widened(old: &Policy, new: &Policy) -> Option<String> {
             before.span != product.span && product.span == Span::Model,
             before.cached_input != product.cached_input && product.cached_input == CachedInput::Free,
             before.pinned != product.pinned && product.pinned != Pinned::Nothing,
+            before.streams == Streams::EndPastBudget && product.streams == Streams::Finish,
             product.recharge.iter().any(cheaper),
         ];
         if changed.contains(&true) {

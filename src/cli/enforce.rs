@@ -93,11 +93,24 @@ impl Signals {
         tracing::info!("stopping");
         supervise::stopping();
         tokio::select! {
-            () = running.shutdown() => return Ok(ExitCode::SUCCESS),
+            () = running.drain() => {}
+            () = self.stop() => {
+                running.cut().await;
+                tracing::warn!("stopped without draining");
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        tokio::select! {
+            () = running.shutdown() => Ok(ExitCode::SUCCESS),
+            () = self.stop() => Ok(ExitCode::FAILURE),
+        }
+    }
+
+    /// Asked to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
-        tracing::warn!("stopped without draining");
-        Ok(ExitCode::FAILURE)
     }
 }

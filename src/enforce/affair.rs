@@ -1,18 +1,19 @@
 //! Requests that touch a job: created, asked for, cancelled, or told by its upstream to have ended.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
 use crate::bounds::JOBS_SWEEP_PAUSE;
-use crate::enforce::answer::{self, closing, full};
+use crate::enforce::answer::{self, closing};
 use crate::enforce::client::entropy;
 use crate::enforce::gateway::Gate;
 use crate::enforce::intake;
 use crate::enforce::jobs::{Draft, HOOKS, Nonce, Owner, Sight, Told, Watch};
+use crate::enforce::relay;
 use crate::enforce::stream::Body;
 use crate::enforce::ticket::{self, Cap, Refusal, RefusalReason, Scope, Ticket};
-use crate::unit::{Dimension, ProductId};
+use crate::unit::{Dimension, ProductId, ProviderId};
 use crate::wire::{Jobs, LimitTable, Touch};
 
 /// What a request has to do with a job.
@@ -34,6 +35,11 @@ impl Affair<'_> {
     /// The model of a job that is known; a request about it names none.
     pub fn model(&self) -> Option<&str> {
         self.known.as_ref().map(|(_, owner)| owner.model.as_str())
+    }
+
+    /// Who created a job that is known, and alone knows of it.
+    pub fn provider(&self) -> Option<&ProviderId> {
+        self.known.as_ref().and_then(|(_, owner)| owner.provider.as_ref())
     }
 }
 
@@ -129,13 +135,14 @@ impl Gate {
     pub(super) async fn webhook(&self, request: Request<Incoming>) -> Response<Body> {
         let token = request.uri().path().strip_prefix(HOOKS);
         let hook = self.shared.desk.hook.as_ref();
-        let nonce = hook.zip(token).and_then(|(hook, token)| hook.verify(token));
-        let Some(nonce) = nonce.filter(|_| request.method() == Method::POST) else {
+        let named = hook.zip(token).and_then(|(hook, token)| hook.verify(token));
+        let Some((nonce, client)) = named.filter(|_| request.method() == Method::POST) else {
             self.shared.count.unauthorized();
             // Not worth reading: whoever guesses pays for a connection each time.
             return closing(answer::unknown_path());
         };
-        let (body, _room) = match intake::read(request.into_body(), &self.bodies, &self.caps).await {
+        let (head, body) = request.into_parts();
+        let (body, _room) = match intake::read(body, &self.bodies, &self.caps).await {
             Ok(read) => read,
             Err(refused) => return closing(refused.answer(&self.caps)),
         };
@@ -147,10 +154,9 @@ impl Gate {
                 self.shared.desk.hear(nonce, Sight::Polled, &Told::read(jobs, &body));
             }
         }
-        let mut response = Response::new(full(Bytes::from_static(b"{}")));
-        *response.status_mut() = StatusCode::OK;
-        let json = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-        response
+        match relay::address(&client) {
+            Some(to) => self.relay(to, head.headers, body).await,
+            None => relay::thanks(),
+        }
     }
 }

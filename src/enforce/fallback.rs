@@ -16,7 +16,9 @@ use crate::enforce::forward::{Errand, Sent, bad_gateway, too_late};
 use crate::enforce::gateway::Gate;
 use crate::enforce::headers::{remove_quotas, strip};
 use crate::enforce::meters::Amounts;
-use crate::enforce::provider::{Answer, Class, Closed, Lesson, Providers, Readiness, learn, refuses};
+use crate::enforce::provider::{
+    Answer, Attempt, Class, Closed, Lesson, Providers, Readiness, learn, refuses,
+};
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{Refusal, Scope, Settlement};
 use crate::enforce::upstream::Route;
@@ -57,23 +59,21 @@ impl Gate {
         let order = self.shared.with_providers(|providers, now| order(providers, now, &errand.model, route));
         for at in order {
             let Some((provider, upstream)) = route.providers.get(at) else { continue };
-            let limits = self.limits_of(provider, &errand.model);
-            let begun = self.shared.with_providers(|providers, now| {
-                let asked =
-                    Asked { provider, model: errand.model.as_str(), limits: &limits, amounts: &amounts };
-                begin(providers, now, &asked, &mut closed).then_some(now)
-            });
-            let Some(begun) = begun else { continue };
+            let begun = self.begin(provider, &errand.model, &amounts, &mut closed);
+            let Some((begun, attempt)) = begun else { continue };
+            guard.attempt(attempt);
             if std::mem::take(&mut refused) {
                 guard.attempt_failed();
             }
             if begun >= deadline {
+                guard.attempt_over(Settlement::NotSent);
                 last = Some(Last { end: Settlement::UpstreamError, response: too_late() });
                 break;
             }
             let sent = match self.attempt(&errand, upstream, &mut guard, deadline).await {
                 Ok(sent) => sent,
                 Err(failed) => {
+                    guard.attempt_over(failed.end);
                     refused = !matches!(failed.end, Settlement::NotSent);
                     last = Some(Last { end: failed.end, response: failed.response });
                     let at_fault = failed.at_fault;
@@ -94,6 +94,7 @@ impl Gate {
                 return Ok(self.pass_on(sent, errand, guard));
             }
             refused = true;
+            guard.attempt_over(Settlement::UpstreamError);
             let (class, response) = self.refusal(sent, begun, provider, &errand.model).await;
             match class {
                 Class::Failure => last = Some(Last { end: Settlement::UpstreamError, response }),
@@ -119,6 +120,19 @@ impl Gate {
             Some(refusal) => Err(refusal),
             None => Ok(bad_gateway("the model has no upstream")),
         }
+    }
+
+    /// When it was asked, where it may be.
+    fn begin(
+        &self,
+        provider: &ProviderId,
+        model: &ModelId,
+        amounts: &Amounts,
+        closed: &mut Closed,
+    ) -> Option<(Instant, Attempt)> {
+        let limits = self.limits_of(provider, model);
+        let asked = Asked { provider, model: model.as_str(), limits: &limits, amounts };
+        self.shared.with_providers(|providers, now| Some((now, begin(providers, now, &asked, closed)?)))
     }
 
     /// What this node may ask of a provider by the policy: its part of the pool's share.
@@ -174,7 +188,7 @@ fn order(providers: &Providers, now: Instant, model: &ModelId, route: &Route) ->
 }
 
 /// Whether it may be asked; then it is as good as asked.
-fn begin(providers: &mut Providers, now: Instant, asked: &Asked<'_>, closed: &mut Closed) -> bool {
+fn begin(providers: &mut Providers, now: Instant, asked: &Asked<'_>, closed: &mut Closed) -> Option<Attempt> {
     let Asked { provider, model, limits, amounts } = *asked;
     let held = match providers.readiness(now, provider, model) {
         Readiness::Held { until, why } => Some((until, why)),
@@ -183,10 +197,9 @@ fn begin(providers: &mut Providers, now: Instant, asked: &Asked<'_>, closed: &mu
     if let Some((until, why)) = held {
         providers.skipped(provider);
         closed.add(until, why);
-        return false;
+        return None;
     }
-    providers.begin(now, provider, model, limits, amounts);
-    true
+    Some(providers.begin(now, provider, model, limits, amounts))
 }
 
 fn lesson<B>(response: &Response<B>, body: &[u8]) -> Lesson {

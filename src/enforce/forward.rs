@@ -105,7 +105,7 @@ impl Gate {
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let encoded = parts.headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
         let meter = Meter::new(content_type, encoded, asked_usage, self.answers.part());
-        if asked_usage && meter.is_events() {
+        if meter.is_events() && (asked_usage || guard.may_end()) {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         let estimate = Estimate { input_tokens: ask.input_tokens, images: ask.images };

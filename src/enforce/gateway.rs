@@ -30,7 +30,7 @@ use crate::enforce::shared::Shared;
 use crate::enforce::strangers::Strangers;
 use crate::enforce::stream::{Body, Guard};
 use crate::enforce::ticket::{self, Costs, Refusal, RefusalReason, Ticket};
-use crate::enforce::upstream::Routing;
+use crate::enforce::upstream::{Route, Routing};
 use crate::enforce::voice::Voice;
 use crate::unit::ModelId;
 use crate::unit::unix_now;
@@ -181,7 +181,7 @@ impl Gate {
         let affair = self.affair(table, &request, ask.model.as_deref().or(routed));
         let known = affair.as_ref().and_then(Affair::model);
         let found = ask.model.as_deref().or(known).or(routed);
-        let route = |model: &str| routing.route(model, table.and_then(|table| table.models.get(model)));
+        let route = |model: &str| route(&routing, table, affair.as_ref(), model);
         let Some((model, route)) = found.and_then(|model| Some((model, route(model)?))) else {
             return Err(unknown(found.unwrap_or_default()));
         };
@@ -304,8 +304,19 @@ impl Gate {
 }
 
 /// Read once for one answer, so that all it says of time is of one instant.
-fn moment() -> Moment {
+pub(super) fn moment() -> Moment {
     Moment { unix: unix_now(), jitter: jitter() }
+}
+
+/// Whom to ask for a model; about a job that is known, who created it.
+fn route(
+    routing: &Routing,
+    table: Option<&LimitTable>,
+    affair: Option<&Affair<'_>>,
+    model: &str,
+) -> Option<Route> {
+    let route = routing.route(model, table.and_then(|table| table.models.get(model)))?;
+    Some(route.only(affair.and_then(Affair::provider)))
 }
 
 /// Most output tokens that all choices of an answer can have together.

@@ -18,6 +18,8 @@ pub struct Meter {
     events: u64,
     /// The stream said that it is over, whatever its connection does.
     over: bool,
+    /// Its events have names.
+    named: bool,
     /// For what is kept of the body.
     part: Part,
 }
@@ -97,12 +99,12 @@ impl Meter {
             }
             _ => Kind::Opaque,
         };
-        Meter { kind, usage: Usage::default(), events: 0, over: false, part }
+        Meter { kind, usage: Usage::default(), events: 0, over: false, named: false, part }
     }
 
     /// Looks at a piece of the body; what comes back goes to the client.
     pub fn feed(&mut self, piece: Bytes) -> Bytes {
-        let Meter { kind, usage, events, over, part } = self;
+        let Meter { kind, usage, events, over, named, part } = self;
         match kind {
             Kind::Opaque => piece,
             Kind::Json { body, whole } => {
@@ -134,6 +136,7 @@ impl Meter {
                     }
                     let empty = matches!(line.as_slice(), b"\n" | b"\r\n");
                     let seen = look(line, usage);
+                    *named |= line.starts_with(b"event:");
                     *events += u64::from(seen == Seen::Content);
                     *over |= matches!(seen, Seen::UsageOnly | Seen::Done);
                     let hidden = *hide && (seen == Seen::UsageOnly || (empty && *swallow));
@@ -200,6 +203,11 @@ impl Meter {
     /// client does not wait for the connection's end.
     pub fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Whether events of the stream have names.
+    pub fn is_named(&self) -> bool {
+        self.named
     }
 
     pub fn is_events(&self) -> bool {

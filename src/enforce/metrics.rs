@@ -51,6 +51,7 @@ counts! {
     table_errors: "Tables that did not come, could not be read or were not valid.",
     tables_refused: "Tables that came and could not be taken; the usage report says why.",
     usages_clamped: "Reported usage that was not believed as it was.",
+    streams_ended: "Streams ended because their key or account had run past a hard budget.",
     store_errors: "Tables that could not be kept on disk.",
     report_errors: "Usage reports not delivered.",
     reload_errors: "Key files or configurations that were not taken.",

@@ -59,11 +59,15 @@ mod metrics;
 #[cfg(feature = "daemon")]
 pub mod node;
 #[cfg(feature = "daemon")]
+mod parting;
+#[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
 pub(crate) mod provider;
 #[cfg(feature = "daemon")]
 mod purse;
+#[cfg(feature = "daemon")]
+mod relay;
 #[cfg(feature = "daemon")]
 mod render;
 #[cfg(feature = "daemon")]

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::bounds::ADMIN_CONNECTIONS_MAX;
+use crate::bounds::NODE_CUT_WAIT;
 use crate::bounds::NODE_DRAIN;
 use crate::bounds::WALL_CLOCK_EVERY;
 use crate::enforce::accounts::Accounts;
@@ -192,11 +193,34 @@ impl Running {
         }
     }
 
-    /// Takes no new connection, lets requests end, for at most [`NODE_DRAIN`], and says to the controller
-    /// what they used in the end.
-    pub async fn shutdown(mut self) {
+    /// Takes no new connection and lets requests end, for at most [`NODE_DRAIN`].
+    pub async fn drain(&mut self) {
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(NODE_DRAIN + Duration::from_secs(1), self.servers.all_ended()).await;
+    }
+
+    /// Cuts what is in flight: settled by what was seen of it, while there is still a ledger.
+    pub async fn cut(&mut self) {
+        self.servers.abort_all();
+        self.servers.all_ended().await;
+        // A connection ends a moment after the one who served it.
+        let cell = self.cell();
+        let busy =
+            || cell.with(|limiter, _| limiter.pool_counts().iter().any(|(_, pool)| pool.in_flight > 0));
+        let over = async {
+            while busy() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        if tokio::time::timeout(NODE_CUT_WAIT, over).await.is_err() {
+            tracing::warn!("requests in flight are not settled");
+        }
+    }
+
+    /// Drains, cuts what is left, and says to the controller what was used in the end.
+    pub async fn shutdown(mut self) {
+        self.drain().await;
+        self.cut().await;
         self.followers.abort_all();
         self.gate.shared.desk.keep().await;
         if let Some(reporter) = &self.reporter {

@@ -22,8 +22,8 @@ use crate::ledger::Refused;
 use crate::ledger::Reserved;
 use crate::ledger::What;
 use crate::ledger::Whose;
-use crate::unit::{Limit, ProductId};
-use crate::wire::{Budget, CachedInput, Credit, LimitTable, Price, Row};
+use crate::unit::{Limit, ModelId, ProductId, TierId};
+use crate::wire::{Budget, CachedInput, Credit, LimitTable, Price, Row, Streams};
 
 /// What a request's row and holder say of money and days; none where they say nothing.
 #[derive(Clone, Debug)]
@@ -36,6 +36,9 @@ pub struct Purse {
     product: ProductId,
     zone: String,
     terms: Terms,
+    streams: Streams,
+    model: ModelId,
+    tier: TierId,
 }
 
 /// What usage costs.
@@ -63,8 +66,16 @@ pub struct Hold {
     /// Until it is settled.
     reserved: Option<Reserved>,
     _pinned: Pinned,
-    terms: Terms,
+    purse: Purse,
     expected: Expected,
+}
+
+/// Why a stream has to end.
+#[derive(Clone, Debug)]
+pub struct Past {
+    pub refusal: Refusal,
+    pub model: ModelId,
+    pub tier: TierId,
 }
 
 // === impl Purse ===
@@ -114,6 +125,9 @@ impl Purse {
                 cached: product.map(|product| product.cached_input).unwrap_or_default(),
                 output_max: model.and_then(|model| model.output_max),
             },
+            streams: product.map(|product| product.streams).unwrap_or_default(),
+            model: row.model.clone(),
+            tier: row.tier.clone(),
         })
     }
 
@@ -147,8 +161,8 @@ impl Purse {
         let amount = self.terms.amount(expected.input, 0, expected.most(&self.terms), expected.images);
         let reserved = self.with(ledger, amount, bounded, |asked| ledger.reserve(asked))?;
         let reserved = reserved.map_err(|refused| self.refusal(&refused, ledger))?;
-        let (ledger, terms) = (Arc::clone(ledger), self.terms);
-        Ok(Hold { ledger, reserved: Some(reserved), _pinned: pinned, terms, expected })
+        let (ledger, purse) = (Arc::clone(ledger), self.clone());
+        Ok(Hold { ledger, reserved: Some(reserved), _pinned: pinned, purse, expected })
     }
 
     /// How the holder stands now, where its records are in memory.
@@ -254,10 +268,31 @@ impl Expected {
 // === impl Hold ===
 
 impl Hold {
+    /// A stream has come this far: where it outgrows what was reserved, the reservation grows with
+    /// it. Says so where it has run past a budget or the credit, and the policy ends such streams.
+    pub fn progress(&mut self, output_seen: u64) -> Option<Past> {
+        let Hold { ledger, reserved, purse, expected, .. } = self;
+        let reserved = reserved.as_mut()?;
+        let seen = purse.terms.amount(expected.input, 0, output_seen, expected.images);
+        let most = reserved.amount();
+        if seen.tokens <= most.tokens && seen.micros <= most.micros {
+            return None;
+        }
+        let denied = purse.with(ledger, seen, true, |asked| ledger.grow(reserved, asked)).ok()??;
+        let refusal = self.purse.refusal(&Refused::Denied(denied), &self.ledger);
+        let (model, tier) = (self.purse.model.clone(), self.purse.tier.clone());
+        self.may_end().then_some(Past { refusal, model, tier })
+    }
+
+    /// Whether the policy ends streams that run past a budget.
+    pub fn may_end(&self) -> bool {
+        self.purse.streams == Streams::EndPastBudget
+    }
+
     /// Replaces what was reserved by what the request came to. Durable a moment later: a node that
     /// dies before settles it as reserved.
     pub fn settle(mut self, end: Settlement) {
-        let (terms, expected) = (self.terms, self.expected);
+        let (terms, expected) = (self.purse.terms, self.expected);
         let used = match end {
             Settlement::Used { input_tokens, cached_tokens, output_tokens, images } => {
                 terms.amount(input_tokens, cached_tokens, output_tokens, images)

@@ -151,6 +151,21 @@ impl Routing {
     }
 }
 
+// === impl Route ===
+
+impl Route {
+    /// To this provider alone, where it is still listed.
+    #[must_use]
+    pub fn only(mut self, provider: Option<&ProviderId>) -> Route {
+        if let Some(provider) = provider
+            && self.providers.iter().any(|(name, _)| name == provider)
+        {
+            self.providers.retain(|(name, _)| name == provider);
+        }
+        self
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {

@@ -1,6 +1,7 @@
 //! Who is spoken to and in which dialect: finds the product behind a request, and hands what the
 //! limiter concluded to the renderer.
 
+use bytes::Bytes;
 use http::Response;
 
 use crate::enforce::accounts::Holder;
@@ -81,6 +82,23 @@ impl<'a> Voice<'a> {
         quotas: &Quotas,
         moment: Moment,
     ) -> Option<Response<Body>> {
+        let mut response = self.words(refusal, wanted, quotas, moment)?.map(full);
+        let dimension = match refusal.reason {
+            RefusalReason::Limit { dimension, .. } => Some(dimension),
+            _ => None,
+        };
+        self.mark(&mut response, quotas, dimension, moment);
+        Some(response)
+    }
+
+    /// The same without those headers.
+    pub fn words(
+        &self,
+        refusal: &Refusal,
+        wanted: &Request<'_>,
+        quotas: &Quotas,
+        moment: Moment,
+    ) -> Option<Response<Bytes>> {
         let (kind, over) = match &refusal.reason {
             RefusalReason::Limit { scope, dimension, limit } => {
                 let over = self.over(refusal, *scope, *dimension, *limit, wanted, quotas);
@@ -106,13 +124,7 @@ impl<'a> Voice<'a> {
             over,
             minimum: 0,
         };
-        let mut response = render::refusal(self.dialect, &facts, moment).map(full);
-        let dimension = match refusal.reason {
-            RefusalReason::Limit { dimension, .. } => Some(dimension),
-            _ => None,
-        };
-        self.mark(&mut response, quotas, dimension, moment);
-        Some(response)
+        Some(render::refusal(self.dialect, &facts, moment))
     }
 
     /// Puts the headers of a standing on an answer, whoever made it.

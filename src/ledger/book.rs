@@ -6,6 +6,7 @@
 //! in one step.
 
 mod asked;
+mod grow;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

@@ -3,6 +3,7 @@
 //!
 //! It opens, or it says why not and stays closed: what it cannot be asked about is not admitted.
 
+mod grow;
 mod places;
 mod wall;
 

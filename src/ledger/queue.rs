@@ -114,6 +114,11 @@ impl Queue {
             stop: pending.stop,
         }
     }
+
+    /// Adds what has come since, without waiting.
+    pub fn take_more(&self, work: &mut Work) {
+        work.entries.append(&mut self.lock().entries);
+    }
 }
 
 // === impl Pending ===

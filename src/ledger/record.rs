@@ -44,6 +44,7 @@ pub struct Entry {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Replaces what the same request had reserved before.
     Reserve,
     /// Replaces what was reserved, whatever that was.
     Settle,
@@ -120,7 +121,7 @@ pub struct Left {
 // === impl Amount ===
 
 impl Amount {
-    fn plus(self, other: Amount) -> Amount {
+    pub(super) fn plus(self, other: Amount) -> Amount {
         Amount {
             tokens: self.tokens.saturating_add(other.tokens),
             micros: self.micros.saturating_add(other.micros),
@@ -231,6 +232,7 @@ impl Record {
     }
 
     pub(super) fn reserve(&mut self, id: u64, booked: Booked) {
+        self.release(id);
         self.held = self.held.saturating_add(booked.amount.micros);
         let meter = self.meters.entry(booked.product.clone()).or_default();
         for slot in meter.slots(&booked) {

@@ -337,6 +337,46 @@ struct Model {
     last: (i32, i32),
 }
 
+/// What it has used counts while it is under way, also for others, and is said to be too much.
+#[test]
+fn a_request_that_outgrows_its_reservation_reserves_more_and_says_when_there_is_no_more() {
+    let mut desk = Desk::new("UTC", "2026-11-22T12:00:00Z");
+    desk.account = Limits { credit: Some(100), ..Limits::default() };
+    let mut stream = desk.reserve(amount(0, 10), false).unwrap();
+    let other = desk.reserve(amount(0, 40), true).unwrap();
+    let mut grow = |desk: &mut Desk, micros: u64| {
+        let (calendar, zone, product) =
+            (desk.zone.periods(desk.now), desk.zone.clone(), desk.product.clone());
+        let asked = Asked {
+            account: ACCOUNT,
+            account_limits: desk.account,
+            key: None,
+            product: &product,
+            zone: &zone,
+            calendar: &calendar,
+            amount: amount(0, micros),
+            bounded: true,
+        };
+        let journal = &mut desk.journal;
+        let past = desk.book.grow(&mut stream, &asked, &mut |entry| push(journal, entry));
+        (past.map(|denied| denied.what), desk.used(What::Credit))
+    };
+    // A step ahead, as long as there is room for it beside what another one reserved.
+    assert_eq!(grow(&mut desk, 16), (None, (0, 40 + 20)));
+    assert_eq!(grow(&mut desk, 56), (None, (0, 40 + 60)));
+    let entries = desk.journal.len();
+    assert_eq!(grow(&mut desk, 60), (None, (0, 40 + 60)));
+    assert_eq!(desk.journal.len(), entries, "nothing to write");
+    assert_eq!(grow(&mut desk, 64), (Some(What::Credit), (0, 40 + 80)));
+    // Replayed, it is one reservation.
+    let mut record = Record::default();
+    desk.journal.iter().for_each(|entry| assert!(record.apply(entry)));
+    assert_eq!(&record, desk.book.record(&whose(None)).unwrap());
+    desk.settle(other, amount(0, 1));
+    desk.settle(stream, amount(0, 64));
+    assert_eq!(desk.used(What::Credit), (65, 0));
+}
+
 #[test]
 #[expect(clippy::too_many_lines, reason = "one model beside the code, step by step")]
 fn j05_any_order_of_requests_settles_and_clock_steps_agrees_with_a_model_and_so_does_its_replay() {

@@ -89,13 +89,16 @@ impl Writer {
         let mut journal = 0_usize;
         let mut round: Option<Round> = None;
         loop {
-            let work = self.queue.take();
-            journal = journal.saturating_add(work.entries.len());
+            let mut work = self.queue.take();
             if round.is_none() && (work.pressed || journal >= LEDGER_JOURNAL_ENTRIES_MAX) {
                 journal = 0;
                 round = Some(self.begin());
             }
             let snapshots = round.as_mut().map(|round| self.slice(round)).unwrap_or_default();
+            // Records show what was booked up to this moment. Their entries go in the same commit: a
+            // kill after it would else leave an account with a request that its key knows nothing of.
+            self.queue.take_more(&mut work);
+            journal = journal.saturating_add(work.entries.len());
             let through = round.as_ref().is_some_and(|round| round.shard >= self.shards.len());
             let trim = round.take_if(|_| through).map(|round| round.upto);
             if !self.write(&work, &snapshots, trim) {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::bounds::WIDENED_SHOWN_MAX;
 use crate::policy::{Grant, Policy};
 use crate::unit::{Dimension, Limit};
-use crate::wire::{BudgetEntry, CachedInput, Credit, Pinned, Span};
+use crate::wire::{BudgetEntry, CachedInput, Credit, Pinned, Span, Streams};
 
 /// One line for every limit that is wider in `new` than in `old`, and for every row that is new.
 pub fn widened(old: &Policy, new: &Policy) -> Vec<String> {
@@ -52,6 +52,10 @@ fn shared(old: &Policy, new: &Policy) -> Vec<String> {
             (
                 product.pinned != former.pinned && product.pinned != Pinned::Nothing,
                 "nodes do not divide what is pinned",
+            ),
+            (
+                former.streams == Streams::EndPastBudget && product.streams == Streams::Finish,
+                "streams run past their budget",
             ),
         ];
         found

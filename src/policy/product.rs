@@ -14,13 +14,15 @@ use crate::policy::report::{Report, nearest};
 use crate::policy::shape::{PolicyFile, Text};
 use crate::policy::value;
 use crate::unit::TierId;
-use crate::wire::{CachedInput, Pinned, Product, Span, Window};
+use crate::wire::{CachedInput, Pinned, Product, Span, Streams, Window};
 
 const WINDOWS: [(&str, Window); 2] = [("rolling", Window::Rolling), ("minute", Window::Minute)];
 const SPANS: [(&str, Span); 2] = [("model", Span::Model), ("product", Span::Product)];
 const CACHED: [(&str, CachedInput); 2] = [("counted", CachedInput::Counted), ("free", CachedInput::Free)];
 const PINNED: [(&str, Pinned); 3] =
     [("nothing", Pinned::Nothing), ("keys", Pinned::Keys), ("accounts", Pinned::Accounts)];
+const STREAMS: [(&str, Streams); 2] =
+    [("finish", Streams::Finish), ("end_past_budget", Streams::EndPastBudget)];
 
 /// What is wrong is in the report; the default stands in for it.
 pub fn product(file: &PolicyFile, report: &mut Report) -> Product {
@@ -31,6 +33,7 @@ pub fn product(file: &PolicyFile, report: &mut Report) -> Product {
         cached_input: word(&file.cached_input, "way to count cached input", &CACHED, report)
             .unwrap_or(defaults.cached_input),
         pinned: word(&file.pinned, "word for `pinned`", &PINNED, report).unwrap_or(defaults.pinned),
+        streams: word(&file.streams, "word for `streams`", &STREAMS, report).unwrap_or(defaults.streams),
         zone: file.time_zone.as_ref().and_then(|zone| self::zone(zone, report)).unwrap_or(defaults.zone),
         recharge: recharge(file, report),
         jobs: jobs::jobs(file, report),

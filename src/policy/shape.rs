@@ -28,6 +28,7 @@ pub struct PolicyFile {
     pub span: Option<Text>,
     pub cached_input: Option<Text>,
     pub pinned: Option<Text>,
+    pub streams: Option<Text>,
     pub time_zone: Option<Text>,
     pub jobs: Option<JobsShape>,
     pub answers: Option<Named<Node>>,
@@ -103,7 +104,7 @@ pub struct TierShape {
     pub recharge: Option<Text>,
 }
 
-const FILE_FIELDS: [&str; 14] = [
+const FILE_FIELDS: [&str; 15] = [
     "schema",
     "product",
     "interval",
@@ -111,6 +112,7 @@ const FILE_FIELDS: [&str; 14] = [
     "span",
     "cached_input",
     "pinned",
+    "streams",
     "time_zone",
     "jobs",
     "answers",
@@ -173,6 +175,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
     let span = fields.text("span");
     let cached_input = fields.text("cached_input");
     let pinned = fields.text("pinned");
+    let streams = fields.text("streams");
     let time_zone = fields.text("time_zone");
     let jobs = fields.take("jobs").and_then(|(name, node)| self::jobs(&name, node, fields.report));
     let answers = fields.take("answers");
@@ -196,6 +199,7 @@ pub fn shape(root: Node, report: &mut Report) -> Option<PolicyFile> {
         span,
         cached_input,
         pinned,
+        streams,
         time_zone,
         jobs,
         answers,

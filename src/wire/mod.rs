@@ -15,7 +15,7 @@ pub use entry::Entry;
 pub use held::{Held, Offer};
 pub use jobs::{Jobs, Touch};
 pub use product::{
-    Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Pinned, Price, Product, Span, Window,
+    Budget, BudgetEntry, CachedInput, Credit, ModelEntry, Pinned, Price, Product, Span, Streams, Window,
 };
 pub use table::{LimitTable, PoolEntry, Row, Stamp, TableError, Yields};
 pub use usage::{Hold, LearnedLimit, LimitWindow, Nack, PoolUsage, ProviderUsage, Quantity};

@@ -17,6 +17,7 @@ pub struct Product {
     pub span: Span,
     pub cached_input: CachedInput,
     pub pinned: Pinned,
+    pub streams: Streams,
     /// IANA name of the time zone in which days and months begin.
     pub zone: String,
     /// Cumulative recharge, micro-dollars, from which on an account has the tier. Empty: accounts
@@ -69,6 +70,17 @@ pub enum Pinned {
     Keys,
     /// And with each account all its keys.
     Accounts,
+}
+
+/// What becomes of a stream whose key or account has run past a budget or its credit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Streams {
+    /// It runs to its end; what it used is owed.
+    #[default]
+    Finish,
+    /// It ends with an error.
+    EndPastBudget,
 }
 
 /// What is counted over a day or month of the product's time zone.
@@ -154,6 +166,7 @@ impl Default for Product {
             span: Span::Model,
             cached_input: CachedInput::Counted,
             pinned: Pinned::Nothing,
+            streams: Streams::Finish,
             zone: "UTC".to_owned(),
             recharge: BTreeMap::new(),
             answers: Dialect::default(),

@@ -24,10 +24,10 @@ const EVENING: u64 = 1_795_377_600_000;
 
 /// A wall clock for tests.
 #[derive(Clone)]
-struct Time(Arc<AtomicU64>);
+pub struct Time(Arc<AtomicU64>);
 
 impl Time {
-    fn new() -> Time {
+    pub fn new() -> Time {
         Time(Arc::new(AtomicU64::new(EVENING)))
     }
 
@@ -45,7 +45,7 @@ impl Time {
     }
 }
 
-fn budgeted(zone: &str, account: &[(Budget, u64)]) -> LimitTable {
+pub fn budgeted(zone: &str, account: &[(Budget, u64)]) -> LimitTable {
     let mut table = table(1, &[]);
     table.products = [("chat".into(), Product { zone: zone.to_owned(), ..Product::default() })].into();
     let row = &mut table.rows[0];
@@ -55,11 +55,11 @@ fn budgeted(zone: &str, account: &[(Budget, u64)]) -> LimitTable {
     table
 }
 
-fn priced(table: &mut LimitTable, price: Price) {
+pub fn priced(table: &mut LimitTable, price: Price) {
     table.models = [("m".into(), ModelEntry { price: Some(price), ..ModelEntry::default() })].into();
 }
 
-fn kept(time: &Time) -> impl FnOnce(&mut NodeConfig) + use<> {
+pub fn kept(time: &Time) -> impl FnOnce(&mut NodeConfig) + use<> {
     let wall = time.wall();
     move |config| {
         let dir = tempfile::tempdir().unwrap().keep();
@@ -69,7 +69,7 @@ fn kept(time: &Time) -> impl FnOnce(&mut NodeConfig) + use<> {
 }
 
 /// An account's line of a budget, as its tenant sees it.
-async fn period(rig: &Rig, budget: &str) -> serde_json::Value {
+pub async fn period(rig: &Rig, budget: &str) -> serde_json::Value {
     let request = http::Request::get(format!("http://{}/v1/limits", rig.node.proxy))
         .header("authorization", format!("Bearer {KEY}"))
         .body(http_body_util::Full::default())
@@ -81,7 +81,7 @@ async fn period(rig: &Rig, budget: &str) -> serde_json::Value {
     found.unwrap_or_else(|| panic!("{budget}: {body}"))
 }
 
-async fn counted(rig: &Rig, metric: &str) -> f64 {
+pub async fn counted(rig: &Rig, metric: &str) -> f64 {
     let (_, _, page) = rig.get(rig.node.admin, "/metrics").await;
     let line =
         page.lines().find(|line| line.starts_with(metric)).unwrap_or_else(|| panic!("{metric}: {page}"));

@@ -103,7 +103,7 @@ print(f"throttled for {wait} s; three more served after {retries} retries, {time
 "#;
 
 /// Whether a test of others' programs may be left out, and says so.
-fn missing(test: &str, probe: &mut Command, reason: &str) -> bool {
+pub fn missing(test: &str, probe: &mut Command, reason: &str) -> bool {
     if probe.output().is_ok_and(|probe| probe.status.success()) {
         return false;
     }
@@ -116,7 +116,7 @@ fn missing(test: &str, probe: &mut Command, reason: &str) -> bool {
 }
 
 /// What the program printed; it bounds its own requests, so it ends.
-async fn run(mut command: Command) -> String {
+pub async fn run(mut command: Command) -> String {
     let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
     let output = tokio::time::timeout(Duration::from_secs(60), output).await.unwrap().unwrap().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -136,7 +136,7 @@ async fn h01_a_client_that_leaves_after_any_event_frees_its_slot_and_pays_for_wh
 }
 
 #[expect(deprecated, reason = "zero seconds never block, which is what the deprecation is about")]
-fn socket2_linger(socket: &TcpStream) {
+pub fn socket2_linger(socket: &TcpStream) {
     socket.set_linger(Some(Duration::ZERO)).unwrap();
 }
 

@@ -22,11 +22,11 @@ use tidegate::wire::{Entry, Jobs, LimitTable, Product};
 const JOBS: Dimension = Dimension::Jobs;
 
 /// Serves predictions: `starting` until a test says otherwise.
-struct Predictions {
-    url: String,
+pub struct Predictions {
+    pub url: String,
     states: Arc<Mutex<BTreeMap<String, String>>>,
     /// Bodies of creations.
-    created: Arc<Mutex<Vec<Value>>>,
+    pub created: Arc<Mutex<Vec<Value>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -34,7 +34,7 @@ type States = Arc<Mutex<BTreeMap<String, String>>>;
 type Created = Arc<Mutex<Vec<Value>>>;
 
 impl Predictions {
-    async fn start() -> Predictions {
+    pub async fn start() -> Predictions {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (states, created): (States, Created) = Default::default();
@@ -55,12 +55,12 @@ impl Predictions {
         Predictions { url, states, created, task }
     }
 
-    fn set(&self, id: &str, state: &str) {
+    pub fn set(&self, id: &str, state: &str) {
         self.states.lock().unwrap().insert(id.to_owned(), state.to_owned());
     }
 
     /// The path of the address that the last creation was given.
-    fn address(&self) -> String {
+    pub fn address(&self) -> String {
         let created = self.created.lock().unwrap();
         let address = created.last().unwrap()["webhook"].as_str().unwrap().to_owned();
         address.split_once("//edge").unwrap().1.to_owned()
@@ -81,7 +81,9 @@ async fn predict(
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let path: Vec<String> = parts.uri.path().split('/').skip(3).map(str::to_owned).collect();
+    let busy = states.lock().unwrap().contains_key("busy");
     let (status, answer) = match (&parts.method, path.as_slice()) {
+        (&Method::POST, []) if busy => (503, json!({"detail": "busy"})),
         (&Method::POST, []) => {
             let ask: Value = serde_json::from_slice(&body).unwrap();
             let mut created = created.lock().unwrap();
@@ -115,7 +117,7 @@ async fn predict(
     Ok(response)
 }
 
-fn jobs(lease_ms: u64, polls: Limit) -> Jobs {
+pub fn jobs(lease_ms: u64, polls: Limit) -> Jobs {
     let set = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
     Jobs {
         create: set(&["/v1/predictions"]),
@@ -130,19 +132,20 @@ fn jobs(lease_ms: u64, polls: Limit) -> Jobs {
     }
 }
 
-fn limited(version: u64, limit: Entry, jobs: Jobs) -> LimitTable {
+pub fn limited(version: u64, limit: Entry, jobs: Jobs) -> LimitTable {
     let mut table = table(version, &[(JOBS, limit)]);
     table.products.insert("predictions".into(), Product { jobs: Some(jobs), ..Product::default() });
     table.rows[0].product = Some("predictions".into());
     table
 }
 
-async fn rig_of(table: &LimitTable, upstream: &Predictions, change: impl FnOnce(&mut NodeConfig)) -> Rig {
+pub async fn rig_of(table: &LimitTable, upstream: &Predictions, change: impl FnOnce(&mut NodeConfig)) -> Rig {
     let url = upstream.url.clone();
     Rig::with(table, |config| {
         config.routing.upstreams.get_mut("main").unwrap().urls = vec![url];
         config.routing.routes.push(RouteConfig { prefix: "/v1/predictions".to_owned(), model: "m".into() });
-        config.hook = Some(Hook { url: "http://edge".to_owned(), secret: Secret::new("canary-hook") });
+        config.hook =
+            Some(Hook { url: "http://edge".to_owned(), secret: Secret::new("canary-hook"), relay: true });
         config.admin_token = Some(Secret::new("canary-operator-token"));
         change(config);
     })
@@ -153,12 +156,12 @@ async fn rig(upstream: &Predictions) -> Rig {
     rig_of(&limited(1, key_limit(5), jobs(600_000, Limit::Unlimited)), upstream, |_| {}).await
 }
 
-async fn create(rig: &Rig, body: Value) -> (StatusCode, String) {
+pub async fn create(rig: &Rig, body: Value) -> (StatusCode, String) {
     let (status, _, body) = rig.answer(rig.post("/v1/predictions", &body)).await;
     (status, body)
 }
 
-fn get(rig: &Rig, id: &str) -> Request<Full<Bytes>> {
+pub fn get(rig: &Rig, id: &str) -> Request<Full<Bytes>> {
     let mut request = rig.post(&format!("/v1/predictions/{id}"), &Value::Null);
     (*request.method_mut(), *request.body_mut()) = (Method::GET, Full::default());
     request
@@ -172,7 +175,7 @@ async fn fill(rig: &Rig) {
     full(rig).await;
 }
 
-async fn full(rig: &Rig) {
+pub async fn full(rig: &Rig) {
     let (status, body) = create(rig, json!({})).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
 }
@@ -183,7 +186,7 @@ async fn one_free(rig: &Rig) {
     full(rig).await;
 }
 
-async fn hook(rig: &Rig, path: &str, body: Value) -> StatusCode {
+pub async fn hook(rig: &Rig, path: &str, body: Value) -> StatusCode {
     let request =
         Request::post(format!("http://{}{path}", rig.node.proxy)).body(Full::from(body.to_string()));
     rig.answer(request.unwrap()).await.0
@@ -286,9 +289,10 @@ async fn s2_16_a_webhook_ends_a_job_and_forged_and_replayed_ones_change_nothing(
 }
 
 #[tokio::test]
-async fn s2_16_a_clients_own_webhook_stays_its_own() {
+async fn s2_16_a_clients_own_webhook_stays_its_own_unless_it_is_relayed() {
     let upstream = Predictions::start().await;
-    let rig = rig(&upstream).await;
+    let table = limited(1, key_limit(5), jobs(600_000, Limit::Unlimited));
+    let rig = rig_of(&table, &upstream, |config| config.hook.as_mut().unwrap().relay = false).await;
     create(&rig, json!({"webhook": "https://client.example/x"})).await;
     assert_eq!(upstream.created.lock().unwrap()[0]["webhook"], "https://client.example/x");
 }

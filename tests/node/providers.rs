@@ -422,3 +422,31 @@ async fn s0_7_a_limit_of_a_provider_in_the_policy_binds_before_it_is_asked() {
     let reported = reported(&rig).await;
     assert_eq!((reported["first"].skipped, reported["second"].skipped), (3, 1));
 }
+
+/// Reserved are 100 tokens of output, used are 15 in all: a limit of 250 a minute has room for many.
+/// A refused or failed attempt counts as a request and no tokens, at the provider that was asked.
+#[tokio::test]
+async fn s0_7_a_limit_of_a_provider_counts_what_was_used_once_for_each_attempt() {
+    let does = |at: usize| match at {
+        3 => say(503, &[], "{}"),
+        5 => Does::Hang,
+        _ => Does::Serve,
+    };
+    let (first, second) = (Provider::start(does).await, Provider::start(|_| Does::Serve).await);
+    let mut table = listed(&[], &["first", "second"]);
+    let limits = BTreeMap::from([(TPM, Limit::Finite(250)), (RPM, Limit::Finite(9))]);
+    table.providers = [("first".into(), limits)].into();
+    let routing = upstreams(&[("first", &first), ("second", &second)]);
+    let rig = Rig::with(&table, |config| config.routing = routing).await;
+    let mut asked = 0;
+    // A provider that refuses is left alone for a second.
+    while first.requests() < 9 && asked < 2_000 {
+        asked += 1;
+        assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(first.requests(), 9, "7 * 15 tokens were used of 250");
+    let before = second.requests();
+    assert_eq!(rig.answer(rig.chat("", false)).await.0, StatusCode::OK);
+    assert_eq!((first.requests(), second.requests()), (9, before + 1), "nine requests of nine");
+}

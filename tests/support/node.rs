@@ -178,7 +178,8 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         "400" => return Ok(whole(StatusCode::BAD_REQUEST, &json!({"error": "no"}))),
         _ => {}
     }
-    if parts.uri.path() == "/v1/messages" {
+    let messages = parts.uri.path() == "/v1/messages";
+    if messages && ask["stream"] != json!(true) {
         return Ok(whole(StatusCode::OK, &message(&ask)));
     }
     if ask["stream"] != json!(true) {
@@ -196,7 +197,7 @@ async fn serve(request: Request<Incoming>, record: Record) -> Result<Response<Bo
         let said = lines.len() - 2;
         lines.insert(said, lines[said].clone());
     }
-    let first = lines[0].clone();
+    let first = if messages { delta() } else { lines[0].clone() };
     let much = Bytes::from(format!("data: {{\"choices\":[{{}}],\"x\":\"{}\"}}\n\n", "x".repeat(1 << 16)));
     let encoded = behave == "gzip";
     let frames = stream::unfold(0_usize, move |at| {
@@ -242,6 +243,14 @@ fn message(ask: &Value) -> Value {
         "stop_sequence": null, "content": [{"type": "text", "text": "Hello there"}],
         "usage": {"input_tokens": INPUT, "output_tokens": OUTPUT},
     })
+}
+
+/// An event of a stream as Anthropic sends it.
+fn delta() -> Bytes {
+    let data = json!({
+        "type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi "},
+    });
+    format!("event: content_block_delta\ndata: {data}\n\n").into()
 }
 
 /// A stream's events, as they go over the wire.

@@ -1,13 +1,15 @@
 //! The shell around the jobs: one lock, a clock, and the file that outlives the process.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
 use crate::bounds::JOBS_SWEEP_PAUSE;
+use crate::bounds::JOBS_WRITTEN_WAIT;
 use crate::enforce::cell::Cell;
 use crate::enforce::jobs::draft::Draft;
 use crate::enforce::jobs::hook::Hook;
@@ -23,8 +25,12 @@ pub struct Desk {
     books: Mutex<Books>,
     pub hook: Option<Hook>,
     dir: Option<PathBuf>,
-    /// Jobs have come or gone since the file was written.
-    changed: AtomicBool,
+    /// How often jobs have come or gone.
+    changes: AtomicU64,
+    /// Of those changes, how many are in the file.
+    kept: watch::Sender<u64>,
+    /// Somebody waits for the file.
+    wanted: Notify,
     pub ended: AtomicU64,
     pub expired: AtomicU64,
 }
@@ -52,8 +58,8 @@ impl Desk {
             None => (Vec::new(), None),
         };
         let books = Mutex::new(Books { waiting, ..Books::default() });
-        let (changed, ended, expired) = Default::default();
-        let desk = Desk { cell, books, hook, dir, changed, ended, expired };
+        let (changes, kept, wanted, ended, expired) = Default::default();
+        let desk = Desk { cell, books, hook, dir, changes, kept, wanted, ended, expired };
         desk.adopt();
         (Arc::new(desk), error)
     }
@@ -79,6 +85,7 @@ impl Desk {
             tier: wanted.tier.into(),
             key: wanted.key,
             account: wanted.account,
+            provider: None,
         };
         Draft::new(Arc::clone(self), slot, owner, Duration::from_millis(jobs.lease_ms), nonce)
     }
@@ -88,7 +95,7 @@ impl Desk {
         if let Err(slot) = entered {
             self.give_back(slot);
         }
-        self.changed.store(true, Ordering::Relaxed);
+        self.changed();
     }
 
     pub(super) fn give_back(&self, slot: JobSlot) {
@@ -131,7 +138,7 @@ impl Desk {
             };
             books.table.see(now, nonce, told.id.as_deref(), seen)
         });
-        self.changed.store(true, Ordering::Relaxed);
+        self.changed();
         self.end(over, &self.ended);
     }
 
@@ -150,7 +157,7 @@ impl Desk {
     /// Runs until dropped: ends leases and writes down what runs.
     pub async fn run(self: Arc<Desk>) {
         loop {
-            tokio::time::sleep(JOBS_SWEEP_PAUSE).await;
+            let _ = tokio::time::timeout(JOBS_SWEEP_PAUSE, self.wanted.notified()).await;
             self.adopt();
             let over = self.with(|books, now| books.table.expire(now));
             self.end(over, &self.expired);
@@ -158,11 +165,24 @@ impl Desk {
         }
     }
 
+    /// Resolves once all that has come or gone by now is on disk; where there is no place for that,
+    /// or it takes too long, without it. Those who wait together are written together.
+    pub async fn written(self: Arc<Desk>) {
+        if self.dir.is_none() {
+            return;
+        }
+        let (mut kept, changes) = (self.kept.subscribe(), self.changes.load(Ordering::SeqCst));
+        self.wanted.notify_one();
+        let written = kept.wait_for(|kept| *kept >= changes);
+        if tokio::time::timeout(JOBS_WRITTEN_WAIT, written).await.is_err() {
+            tracing::warn!("a job is told of that is not on disk yet");
+        }
+    }
+
     /// Writes down what runs, if that has changed.
     pub async fn keep(self: &Arc<Desk>) {
-        let Some(dir) = self.dir.clone().filter(|_| self.changed.swap(false, Ordering::Relaxed)) else {
-            return;
-        };
+        let changes = self.changes.load(Ordering::SeqCst);
+        let Some(dir) = self.dir.clone().filter(|_| *self.kept.borrow() < changes) else { return };
         let desk = Arc::clone(self);
         let kept = spawn_blocking(move || {
             let unix_ms = unix_ms();
@@ -173,10 +193,15 @@ impl Desk {
             });
             kept::save(&dir, jobs)
         });
-        if let Err(error) = kept.await.map_err(std::io::Error::other).flatten() {
-            self.changed.store(true, Ordering::Relaxed);
-            tracing::warn!(%error, "running jobs could not be kept on disk");
+        match kept.await.map_err(std::io::Error::other).flatten() {
+            Ok(()) => _ = self.kept.send_replace(changes),
+            Err(error) => tracing::warn!(%error, "running jobs could not be kept on disk"),
         }
+    }
+
+    /// After the books.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Counts the jobs of a former life as soon as a table says in what.
@@ -199,7 +224,7 @@ impl Desk {
     fn end(&self, slots: impl IntoIterator<Item = JobSlot>, count: &AtomicU64) {
         for slot in slots {
             count.fetch_add(1, Ordering::Relaxed);
-            self.changed.store(true, Ordering::Relaxed);
+            self.changed();
             self.give_back(slot);
         }
     }

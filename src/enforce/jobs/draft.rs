@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::enforce::jobs::desk::Desk;
 use crate::enforce::jobs::table::{Nonce, Owner};
 use crate::enforce::ticket::{JobSlot, Settlement};
+use crate::unit::ProviderId;
 
 /// Given back when dropped, unless it was [kept](Draft::keep).
 pub struct Draft {
@@ -25,6 +26,11 @@ impl Draft {
 
     pub fn nonce(&self) -> Nonce {
         self.nonce
+    }
+
+    /// It is created by this provider, if by anybody.
+    pub fn ask(&mut self, provider: &ProviderId) {
+        self.owner.provider = Some(provider.clone());
     }
 
     /// The job is there, or may be: it counts until its end is seen or its lease is over.

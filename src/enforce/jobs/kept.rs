@@ -1,7 +1,7 @@
 //! The file that keeps running jobs across a restart: rewritten whole, and renamed into place.
 //!
-//! A process that is killed forgets the jobs of the last fraction of a second, which frees their
-//! slots early; none is held longer than its lease.
+//! A client hears of a job once it is in the file, so a process that is killed forgets none that
+//! anybody knows of; ends of the last fraction of a second are seen again, or their leases expire.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

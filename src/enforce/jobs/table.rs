@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::JOBS_MAX;
 use crate::bounds::NAME_BYTES_MAX;
 use crate::enforce::ticket::KeyId;
-use crate::unit::{Instant, ModelId, ProductId, TierId};
+use crate::unit::{Instant, ModelId, ProductId, ProviderId, TierId};
 
 /// A job before anybody gave it a name: drawn by the node, and told to nobody but in a signed token.
 pub type Nonce = u128;
@@ -43,6 +43,9 @@ pub struct Owner {
     pub tier: TierId,
     pub key: KeyId,
     pub account: Option<KeyId>,
+    /// Who created it, where the model has a list of providers: nobody else knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderId>,
 }
 
 /// What an upstream says of a job.
@@ -234,7 +237,7 @@ mod tests {
 
     fn owner(key: u8) -> Owner {
         let (product, model, tier) = ("p".into(), "m".into(), "t".into());
-        Owner { product, model, tier, key: [key; 32], account: None }
+        Owner { product, model, tier, key: [key; 32], account: None, provider: None }
     }
 
     fn table() -> Table<u32> {

@@ -35,8 +35,10 @@ impl Watch {
     }
 
     /// The body is through; none where it is no JSON or too large to be kept.
-    pub fn look(self, body: Option<&[u8]>) {
+    /// What the end of an answer that tells of a new job has to wait for.
+    pub fn look(self, body: Option<&[u8]>) -> Option<impl Future<Output = ()> + Send + use<>> {
         let told = body.map(|body| Told::read(&self.jobs, body)).unwrap_or_default();
         self.desk.hear(self.nonce, self.sight, &told);
+        self.is_of_a_creation().then(|| self.desk.written())
     }
 }

@@ -4,6 +4,7 @@
 //! nobody may be asked; all of it is pure. `forward.rs` sends, `fallback.rs` goes from one to the
 //! next.
 
+mod attempt;
 mod closed;
 mod error;
 mod fields;
@@ -11,6 +12,7 @@ mod learn;
 mod reset;
 mod state;
 
+pub use attempt::Attempt;
 pub use closed::Closed;
 pub use fields::is_quota;
 pub use learn::{Answer, Class, Lesson, learn, refuses};

@@ -16,8 +16,10 @@ use crate::bounds::REPORT_LIMITS_MAX;
 use crate::bounds::REPORT_PROVIDERS_MAX;
 use crate::enforce::allowance::Allowance;
 use crate::enforce::meters::{Amounts, Meters, Over};
+use crate::enforce::provider::attempt::{Attempt, actual};
 use crate::enforce::provider::fields::Reading;
 use crate::enforce::provider::learn::{Class, Lesson};
+use crate::enforce::ticket::Settlement;
 use crate::unit::{Instant, ModelId, ProviderId};
 use crate::wire::usage::{Hold, LearnedLimit, LimitWindow, ProviderUsage, Quantity};
 
@@ -98,7 +100,7 @@ impl Providers {
         self.0.entry(provider.clone()).or_default().meters.test(now, limits, amounts, false)
     }
 
-    /// A request is sent to it: charged as it is expected to be, once.
+    /// A request is sent to it: charged as it is expected to be, until it is settled.
     pub fn begin(
         &mut self,
         now: Instant,
@@ -106,13 +108,22 @@ impl Providers {
         model: &str,
         limits: &[Allowance],
         amounts: &Amounts,
-    ) {
-        let provider = self.0.entry(provider.clone()).or_default();
-        provider.meters.charge(now, limits, amounts);
+    ) -> Attempt {
+        let name = provider.clone();
+        let provider = self.0.entry(name.clone()).or_default();
+        let charged = provider.meters.charge(now, limits, amounts);
         provider.counts.attempts = provider.counts.attempts.saturating_add(1);
         if let Some(trial) = provider.lines.get_mut(model).and_then(|line| line.trial.as_mut()) {
             *trial = Some(now);
         }
+        Attempt { provider: name, limits: limits.into(), charged, reserved: *amounts }
+    }
+
+    /// What it came to takes the place of what was expected.
+    pub fn settle(&mut self, now: Instant, attempt: Attempt, end: Settlement) {
+        let Attempt { provider, limits, charged, reserved } = attempt;
+        let Some(provider) = self.0.get_mut(&provider) else { return };
+        provider.meters.correct(now, &limits, charged, &reserved, &actual(&reserved, end));
     }
 
     /// What came of a request that was sent to it at `sent`.
@@ -300,7 +311,7 @@ mod tests {
         }
 
         fn hears(&mut self, seconds: f64, class: Class, wait: Option<u64>) {
-            self.0.begin(at(seconds), &self.1, "m", &[], &Amounts::default());
+            let _ = self.0.begin(at(seconds), &self.1, "m", &[], &Amounts::default());
             self.0.learn(at(seconds), at(seconds), &self.1, &"m".into(), &lesson(class, wait));
         }
 
@@ -346,12 +357,12 @@ mod tests {
         desk.hears(0.0, Class::Overload, None);
         let one = desk.1.clone();
         assert_eq!(desk.0.readiness(at(1.0), &one, "m"), Readiness::Ready);
-        desk.0.begin(at(1.0), &one, "m", &[], &Amounts::default());
+        let _ = desk.0.begin(at(1.0), &one, "m", &[], &Amounts::default());
         assert_eq!(desk.0.readiness(at(1.1), &one, "m"), Readiness::OnTrial);
         // Whoever should have told is gone.
         assert_eq!(desk.0.readiness(at(61.1), &one, "m"), Readiness::Ready);
         desk.0.learn(at(1.2), at(1.0), &one, &"m".into(), &lesson(Class::Served, None));
-        desk.0.begin(at(1.3), &one, "m", &[], &Amounts::default());
+        let _ = desk.0.begin(at(1.3), &one, "m", &[], &Amounts::default());
         assert_eq!(desk.0.readiness(at(1.3), &one, "m"), Readiness::Ready);
     }
 

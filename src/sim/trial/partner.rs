@@ -35,7 +35,7 @@ impl Law for Partner {
         let Some(providers) = self.nodes.get_mut(node) else { return false };
         let ready = !matches!(providers.readiness(now, &self.provider, MODEL), Readiness::Held { .. });
         if ready {
-            providers.begin(now, &self.provider, MODEL, &[], &Default::default());
+            let _ = providers.begin(now, &self.provider, MODEL, &[], &Default::default());
         }
         ready
     }
