@@ -357,6 +357,14 @@ bounds! {
         /// Most shares of nodes on a metrics page, over all pools.
         SHARES_SHOWN_MAX: usize, count = 1_024, "summed as `other`";
     }
+    Simulator {
+        /// Most requests of one trace.
+        TRACE_ROWS_MAX: usize, count = 4_000_000, "refused with its place";
+        /// Largest trace file.
+        TRACE_BYTES_MAX: u64, bytes = 1 << 30, "refused before it is read";
+        /// Longest trial, seconds.
+        TRIAL_SECONDS_MAX: u64, count = 172_800, "refused with its place";
+    }
     Process {
         /// Most times in a row that a task which failed begins anew.
         TASK_RESTARTS_MAX: u32, count = 5, "the process ends, for its service manager to start it";

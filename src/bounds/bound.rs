@@ -26,6 +26,7 @@ pub enum Whose {
     Node,
     Ledger,
     Pages,
+    Simulator,
     Process,
 }
 

@@ -20,6 +20,7 @@ fn page() -> String {
         (Whose::Node, "Node"),
         (Whose::Ledger, "Ledger"),
         (Whose::Pages, "Metrics pages"),
+        (Whose::Simulator, "Simulator"),
         (Whose::Process, "Processes"),
     ];
     for (whose, heading) in headings {

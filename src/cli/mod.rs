@@ -7,6 +7,7 @@ mod demo;
 mod descriptors;
 mod enforce;
 mod log;
+mod simulate;
 
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -32,6 +33,8 @@ enum Verb {
     Enforce(enforce::Args),
     /// Watch limits follow load, on an embedded cluster.
     Demo(demo::Args),
+    /// Try laws against each other on a simulated pool, and score them.
+    Simulate(simulate::Args),
     /// Print the Grafana dashboard, or the alerting rules.
     Dashboard(dashboard::Args),
 }
@@ -52,6 +55,7 @@ pub fn run() -> ExitCode {
         Verb::Control(args) => control::run(args),
         Verb::Enforce(args) => enforce::run(args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Simulate(args) => simulate::run(args),
         Verb::Dashboard(args) => dashboard::run(args),
     };
     match outcome {

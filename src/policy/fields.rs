@@ -8,18 +8,19 @@ use crate::bounds::POLICY_LIST_MAX;
 use crate::policy::diagnostic::{Place, Placed};
 use crate::policy::file::{Kind, Node};
 use crate::policy::report::{Report, listed, nearest};
-use crate::policy::shape::{Group, Named, Text};
+use crate::policy::shape::Group;
+pub(crate) use crate::policy::shape::{Named, Text};
 
 /// The policy language that this version reads; a file that says nothing is written in it.
 const SCHEMA: u64 = 1;
 
 /// The fields of one mapping, taken one by one; what nobody took is unknown.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     entries: Vec<(Text, Option<Node>)>,
     /// Names the mapping in messages.
     what: String,
     place: Place,
-    pub(super) report: &'a mut Report,
+    pub(crate) report: &'a mut Report,
 }
 
 /// A name may be any text that can be shown on one line and fits into a limit table.
@@ -51,7 +52,7 @@ fn found(kind: &Kind) -> &'static str {
 // === impl Fields ===
 
 impl<'a> Fields<'a> {
-    pub(super) fn open(
+    pub(crate) fn open(
         node: Node,
         what: String,
         place: Place,
@@ -72,17 +73,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn has(&self, field: &str) -> bool {
+    pub(crate) fn has(&self, field: &str) -> bool {
         self.entries.iter().any(|(name, _)| name.value == field)
     }
 
     /// Where each field is.
-    pub(super) fn places(&self) -> BTreeMap<String, Place> {
+    pub(crate) fn places(&self) -> BTreeMap<String, Place> {
         self.entries.iter().map(|(name, _)| (name.value.clone(), name.place.clone())).collect()
     }
 
     /// Takes a field. One that is there without a value is reported: silence is no value.
-    pub(super) fn take(&mut self, field: &str) -> Option<(Text, Node)> {
+    pub(crate) fn take(&mut self, field: &str) -> Option<(Text, Node)> {
         let (name, node) = self.entries.iter_mut().find(|(name, _)| name.value == field)?;
         let node = node.take()?;
         if matches!(node.kind, Kind::Null) {
@@ -93,16 +94,21 @@ impl<'a> Fields<'a> {
         Some((name.clone(), node))
     }
 
-    pub(super) fn missing(&mut self, field: &str, help: &str) {
+    pub(crate) fn missing(&mut self, field: &str, help: &str) {
         self.report.error(&self.place, format!("{} has no `{field}`", self.what), help);
     }
 
-    pub(super) fn text(&mut self, field: &str) -> Option<Text> {
+    /// Of the mapping as a whole.
+    pub(crate) fn complain(&mut self, message: &str, help: &str) {
+        self.report.error(&self.place, message, help);
+    }
+
+    pub(crate) fn text(&mut self, field: &str) -> Option<Text> {
         let (_, node) = self.take(field)?;
         self.leaf(field, node, "one value")
     }
 
-    pub(super) fn required_text(&mut self, field: &str, help: &str) -> Option<Text> {
+    pub(crate) fn required_text(&mut self, field: &str, help: &str) -> Option<Text> {
         if !self.has(field) {
             self.missing(field, help);
         }
@@ -111,7 +117,7 @@ impl<'a> Fields<'a> {
 
     /// Whether the file is written in a language that is read here. What a newer one adds is no
     /// mistake of its own, so nothing else of such a file is looked at.
-    pub(super) fn schema(&mut self) -> bool {
+    pub(crate) fn schema(&mut self) -> bool {
         let Some(schema) = self.text("schema") else { return true };
         let number = schema.value.parse::<u64>().ok().filter(|number| number.to_string() == schema.value);
         match number {
@@ -129,7 +135,7 @@ impl<'a> Fields<'a> {
         false
     }
 
-    pub(super) fn leaf(&mut self, field: &str, node: Node, wanted: &str) -> Option<Text> {
+    pub(crate) fn leaf(&mut self, field: &str, node: Node, wanted: &str) -> Option<Text> {
         match node.kind {
             Kind::Text(value) => Some(Placed { value, place: node.place }),
             kind => {
@@ -141,12 +147,12 @@ impl<'a> Fields<'a> {
     }
 
     /// One value or a list of them.
-    pub(super) fn texts(&mut self, field: &str) -> Option<Placed<Vec<Text>>> {
+    pub(crate) fn texts(&mut self, field: &str) -> Option<Placed<Vec<Text>>> {
         let (name, node) = self.take(field)?;
         self.list(field, &name, node)
     }
 
-    pub(super) fn list(&mut self, field: &str, name: &Text, node: Node) -> Option<Placed<Vec<Text>>> {
+    pub(crate) fn list(&mut self, field: &str, name: &Text, node: Node) -> Option<Placed<Vec<Text>>> {
         let place = name.place.clone();
         let Kind::List(items) = node.kind else {
             let value = vec![self.leaf(field, node, "one value or a list of them")?];
@@ -171,7 +177,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A mapping of plain values with fields of its own.
-    pub(super) fn group(&mut self, field: &str, known: &[&str]) -> Option<Group> {
+    pub(crate) fn group(&mut self, field: &str, known: &[&str]) -> Option<Group> {
         let (name, node) = self.take(field)?;
         let place = name.place;
         let what = format!("`{field}` of {}", self.what);
@@ -183,7 +189,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A mapping from names to whatever stands under them.
-    pub(super) fn entries(&mut self, field: &str, noun: &str, required: bool) -> Vec<Named<Node>> {
+    pub(crate) fn entries(&mut self, field: &str, noun: &str, required: bool) -> Vec<Named<Node>> {
         if required && !self.has(field) {
             let help = format!("a policy has at least one {noun}; see policies/default.yaml");
             self.missing(field, &help);
@@ -204,7 +210,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn signals(&mut self) -> Vec<Named<Placed<Vec<Text>>>> {
+    pub(crate) fn signals(&mut self) -> Vec<Named<Placed<Vec<Text>>>> {
         let entries = self.entries("signals", "signal", false);
         let mut signals = Vec::with_capacity(entries.len());
         for (name, node) in entries {
@@ -219,7 +225,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Reports what nobody took.
-    pub(super) fn close(self, known: &[&str]) {
+    pub(crate) fn close(self, known: &[&str]) {
         for (name, node) in &self.entries {
             if node.is_some() && !known.contains(&name.value.as_str()) {
                 let message = format!("{} has no field `{}`", self.what, name.value);

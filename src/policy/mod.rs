@@ -12,7 +12,7 @@ pub mod compare;
 #[cfg(feature = "daemon")]
 pub mod diagnostic;
 #[cfg(feature = "daemon")]
-mod fields;
+pub(crate) mod fields;
 #[cfg(feature = "daemon")]
 pub mod file;
 #[cfg(feature = "daemon")]

@@ -9,11 +9,15 @@
 
 pub mod batch;
 pub mod check;
+pub mod engine;
 mod health;
+pub mod law;
+pub mod laws;
 pub mod page;
 pub mod plant;
 pub mod scenario;
 mod sources;
+pub mod trial;
 mod world;
 
 pub use check::{Broken, Promise};

@@ -68,7 +68,7 @@ impl Shard {
         let view = View { flows: &rules.flows, now, minute: wall.minute(now) };
         let own = Own::of(row, request);
         let (key, account) = parties(keys, row_at, row, request, &own, &view);
-        let mut hold = |party: Party<'_>| party.charge(keys, &Amounts::default(), false, true, &view).0;
+        let mut hold = |party: Party<'_>| party.charge(keys, &Amounts::default(), 0, (false, true), &view).0;
         let (key, account) = (key.map(&mut hold), account.map(&mut hold));
         lock(&row.cell.meters).hold(false, true);
         let model = rules.model(row.model).map(|model| {
@@ -107,6 +107,8 @@ impl Shard {
         };
         shared.counted.offered.add(costs.work);
         let mut worst = Worst::default();
+        let share = shared.over_share(row, tier, keys, key.as_ref(), costs.work, &view);
+        worst.add(Scope::Key, share);
         if let Some(meters) = &mut shared.tier {
             worst.add(Scope::Tier, meters.test(now, tier, &weighted, request.job));
         }
@@ -120,7 +122,7 @@ impl Shard {
             worst.add(Scope::Model, meters.test(now, &rules.limits, &plain, request.job));
         }
         if let Some(refusal) = worst.refusal() {
-            shared.counted.refused_limit.add(costs.work);
+            shared.refuse(&refusal, share.is_some(), costs.work);
             if let Some(meters) = shared.tier.as_mut().filter(|_| bug("refused-charges")) {
                 meters.charge(now, tier, &weighted);
             }
@@ -144,12 +146,10 @@ impl Shard {
             admitted_at: now,
             job: request.job,
         };
-        let mut charge = |party: Option<Party<'_>>| match party {
-            Some(party) => {
-                let (slot, charged) = party.charge(keys, &plain, stays, request.job, &view);
-                (Some(slot), charged)
-            }
-            None => (None, Charged::default()),
+        let held = (stays, request.job);
+        let mut charge = |party: Option<Party<'_>>| {
+            let charged = party.map(|party| party.charge(keys, &plain, costs.work, held, &view));
+            charged.map_or((None, Charged::default()), |(slot, charged)| (Some(slot), charged))
         };
         let [_, of_key, of_account, _] = &mut ticket.charged;
         (ticket.place.key, *of_key) = charge(key);
@@ -177,7 +177,8 @@ impl Own {
 /// Under what terms a key or account is counted; nothing of it is where nothing is limited.
 pub fn terms<'a>(row_at: u32, row: &'a RowRules, scope: Scope, own: Option<&'a Built>) -> Option<Terms<'a>> {
     let limits = own.map_or(row.limits(scope), Built::limits);
-    if limits.is_empty() {
+    let share = row.share.as_ref().filter(|share| scope == Scope::Key && share.fits(limits));
+    if limits.is_empty() && share.is_none() {
         return None;
     }
     let own = own.map(Built::rates);
@@ -186,6 +187,7 @@ pub fn terms<'a>(row_at: u32, row: &'a RowRules, scope: Scope, own: Option<&'a B
         limits,
         basis: Basis::of(row.window, own.is_some()),
         own: own.unwrap_or_default(),
+        share,
     })
 }
 
@@ -218,13 +220,13 @@ impl Party<'_> {
         self,
         keys: &mut Keys,
         amounts: &Amounts,
-        stays: bool,
-        job: bool,
+        work: u64,
+        (stays, job): (bool, bool),
         view: &View<'_>,
     ) -> (KeySlot, Charged) {
         let slot = keys.take(self.name, self.place);
         keys.hold(slot, stays, job);
-        let charged = keys.state_mut(slot).map(|state| state.charge(&self.terms, amounts, view));
+        let charged = keys.state_mut(slot).map(|state| state.charge(&self.terms, amounts, work, view));
         (slot, charged.unwrap_or_default())
     }
 }
@@ -232,6 +234,35 @@ impl Party<'_> {
 // === impl Shared ===
 
 impl Shared<'_> {
+    fn refuse(&mut self, refusal: &Refusal, by_share: bool, work: u64) {
+        self.counted.refused_limit.add(work);
+        if by_share {
+            self.counted.refused_share.add(work);
+        } else if refusal.is_of(Scope::Tier) {
+            self.counted.refused_tier.add(work);
+        }
+    }
+
+    /// Whether the key asks for more than its fair share of a tier that is being used up. While
+    /// there is enough for everybody a share binds nobody.
+    fn over_share(
+        &mut self,
+        row: &RowRules,
+        tier: &[Allowance],
+        keys: &Keys,
+        key: Option<&Party<'_>>,
+        work: u64,
+        view: &View<'_>,
+    ) -> Option<Over> {
+        let party = key?;
+        let share = party.terms.share?;
+        let meters = self.tier.as_mut()?;
+        if !meters.is_contended(view.now, tier, row.unit.dimension()) {
+            return None;
+        }
+        keys.state(&party.name, party.place).0.test_share(share, work, view)
+    }
+
     fn charge(&mut self, ticket: &mut Ticket, row: &RowRules, tier: &[Allowance], stays: bool) {
         let (now, job, costs) = (ticket.admitted_at, ticket.job, ticket.reserved);
         let [of_tier, .., of_model] = &mut ticket.charged;

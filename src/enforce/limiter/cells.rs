@@ -38,6 +38,8 @@ pub struct Counted {
     pub admitted: Work,
     pub refused_limit: Work,
     pub refused_capacity: Work,
+    pub refused_share: Work,
+    pub refused_tier: Work,
     /// Work of requests that have ended; unlike what is admitted it never falls.
     pub settled_work: u64,
 }
@@ -104,6 +106,8 @@ impl Counted {
             admitted: self.admitted.plus(other.admitted),
             refused_limit: self.refused_limit.plus(other.refused_limit),
             refused_capacity: self.refused_capacity.plus(other.refused_capacity),
+            refused_share: self.refused_share.plus(other.refused_share),
+            refused_tier: self.refused_tier.plus(other.refused_tier),
             settled_work: self.settled_work.saturating_add(other.settled_work),
         }
     }

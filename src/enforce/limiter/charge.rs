@@ -111,17 +111,20 @@ impl Shard {
             meters.correct(now, &model.limits, of_model, &before, &after);
             meters.end(ends, ends && ticket.job);
         }
+        let work = (ticket.reserved.work, actual.work);
         let parties =
             [(ticket.place.key, of_key, &*row.key), (ticket.place.account, of_account, &*row.account)];
         for ((slot, charged, limits), own) in parties.into_iter().zip(ticket.own) {
             let Some(slot) = slot else { continue };
             let basis = Basis::of(row.window, own.iter().any(|rate| *rate > 0));
-            let terms = Terms { row: ticket.place.row, limits, basis, own };
+            let share = row.share.as_ref().filter(|_| Some(slot) == ticket.place.key);
+            let share = share.filter(|share| share.fits(limits));
+            let terms = Terms { row: ticket.place.row, limits, basis, own, share };
             // What a minute that is over has admitted counts in it and in no other.
             let late = basis == Basis::Minute && ticket.minute != view.minute.number;
             keys.release(slot, ends, ends && ticket.job, |slot: &mut Slot| {
                 if !late {
-                    slot.correct(&terms, charged, &before, &after, &view);
+                    slot.correct(&terms, charged, (&before, work.0), (&after, work.1), &view);
                 }
             });
         }

@@ -80,6 +80,8 @@ impl Limiter {
             admitted: counted.admitted,
             refused_limit: counted.refused_limit,
             refused_capacity: counted.refused_capacity,
+            refused_share: counted.refused_share,
+            refused_tier: counted.refused_tier,
         });
         UsageReport {
             schema: SCHEMA,

@@ -1,0 +1,1 @@
+//! Scores of runs made by hand.
