@@ -102,6 +102,8 @@ pub async fn serving(
 ) -> Serving {
     set_up(dir, &rig.upstream.url());
     std::fs::write(dir.join("keys.jsonl"), keys).unwrap();
+    let text = std::fs::read_to_string(dir.join("node.yaml")).unwrap();
+    std::fs::write(dir.join("node.yaml"), text + "state: state\n").unwrap();
     write_table(&dir.join("table.json"), table);
     let mut command = enforce(dir, &["--config", "node.yaml", "--listen", "127.0.0.1:0"]);
     command.env("TIDEGATE_TABLE", "table.json").env("TIDEGATE_ADMIN", "127.0.0.1:0");

@@ -7,8 +7,9 @@ use crate::cli::serving;
 use crate::support::node::*;
 use crate::support::program::{faked, faketime};
 use http::{HeaderMap, StatusCode};
-use tidegate::unit::Dimension;
-use tidegate::wire::{Dialect, LimitTable, Span};
+use serde_json::json;
+use tidegate::unit::{Dimension, Limit};
+use tidegate::wire::{Budget, BudgetEntry, Dialect, LimitTable, Span};
 
 /// All that one refusal says of time.
 #[derive(Debug)]
@@ -87,4 +88,36 @@ async fn b04_until_header_and_body_of_skewed_and_stepped_nodes_move_together() {
 
 fn jump(dir: &Path, seconds: i64) {
     write(&dir.join("wall"), format!("{seconds:+}\n").as_bytes());
+}
+
+/// A month forward, a month back, an hour: a day that is used up is not begun anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b01_a_jump_of_the_wall_clock_rolls_no_day_and_lowers_no_budget() {
+    let Some(library) = faketime() else { return };
+    let mut limits = product("openai", Span::Model, &[]);
+    let entry = BudgetEntry { key: M, account: Limit::Finite(2 * (INPUT + OUTPUT)) };
+    limits.rows[0].budgets = [(Budget::TokensPerDay, entry)].into();
+    let rig = Rig::start(&table(1, &[])).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    jump(dir.path(), 0);
+    let wall = dir.path().join("wall");
+    let node = serving(&rig, dir.path(), &limits, &keys(), &faked(&library, &wall)).await;
+    let ask = async || {
+        let body = json!({"model": "m", "max_tokens": OUTPUT, "messages": []});
+        let mut request = rig.post("/v1/chat/completions", &body);
+        *request.uri_mut() = format!("http://{}/v1/chat/completions", node.proxy).parse().unwrap();
+        rig.answer(request).await
+    };
+    for _ in 0..2 {
+        assert_eq!(ask().await.0, StatusCode::OK);
+    }
+    for seconds in [0, 3_600, 30 * 86_400, -30 * 86_400, 0] {
+        jump(dir.path(), seconds);
+        let (status, headers, body) = ask().await;
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{seconds}: {body}");
+        assert!(body.contains("tokens per day"), "{seconds}: {body}");
+        let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!(wait <= 86_400 + 60, "{seconds}: until the end of this day: {wait}");
+    }
+    assert_eq!(rig.upstream.requests(), 2);
 }
