@@ -102,6 +102,7 @@ const SHELLS: &[&str] = &[
     "enforce/store.rs",
     "enforce/stream.rs",
     "ledger/live.rs",
+    "ledger/live/wall.rs",
     "ledger/mark.rs",
     "ledger/store.rs",
     "ledger/writer.rs",

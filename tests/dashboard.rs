@@ -239,9 +239,7 @@ fn the_alerts_are_rules_that_prometheus_takes() {
     let output = match promtool().args(["check", "rules"]).arg(path).output() {
         Ok(output) => output,
         Err(error) => {
-            let required = std::env::var("TIDEGATE_REQUIRE_PEERS").is_ok_and(|value| value == "1");
-            assert!(!required, "promtool does not start ({error}); install prometheus");
-            eprintln!("NOT TESTED: promtool does not start ({error}); install prometheus");
+            support::not_tested(&format!("promtool does not start ({error}); install prometheus"));
             return;
         }
     };

@@ -10,6 +10,8 @@
     reason = "a broken promise ends the test"
 )]
 
+#[path = "readme/proxies.rs"]
+mod proxies;
 mod support;
 
 use std::collections::BTreeSet;

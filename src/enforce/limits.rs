@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::bounds::MODELS_LISTED_MAX;
 use crate::enforce::accounts::Holder;
 use crate::enforce::limiter::Quotas;
+use crate::enforce::purse;
 use crate::enforce::render::{Meter, Moment, Standing, rfc3339, scope_word, whole_seconds};
 use crate::enforce::ticket::{self, Request};
 use crate::enforce::voice::Voice;
@@ -110,7 +111,7 @@ pub fn standings<'a>(
             product: row.product.as_ref(),
             tier: &row.tier,
             limits: limits(row, &standings),
-            periods: periods(row, &usage(row)),
+            periods: periods(row, holder, &usage(row)),
         }
     });
     let models = models.collect();
@@ -135,29 +136,33 @@ fn limits(row: &Row, standings: &[Standing]) -> Vec<Now> {
     bound.chain(free).collect()
 }
 
-/// The budgets of a row and the credit of its account, with what is used where that is counted.
-fn periods(row: &Row, usage: &[PeriodUsage]) -> Vec<Period> {
+/// The budgets of a row and its holder and the credit of the account, with what is used where that is
+/// counted.
+fn periods(row: &Row, holder: &Holder, usage: &[PeriodUsage]) -> Vec<Period> {
     let used = |line: &PeriodUsage| Used {
         used: line.used,
         reserved: line.reserved,
         remaining: line.limit.saturating_sub(line.used).saturating_sub(line.reserved),
         until: line.until.map(|until| rfc3339(until / 1_000)),
     };
-    let of = |(budget, entry): (&Budget, &crate::wire::BudgetEntry)| {
-        let (word, what) = (Meter::Period(*budget).word(), counted(*budget));
-        let scopes = [("key", Whose::Key, entry.key), ("account", Whose::Account, entry.account)];
-        scopes.map(|(scope, whose, limit)| {
+    let of = |budget: Budget| {
+        let (word, what) = (Meter::Period(budget).word(), counted(budget));
+        [("key", Whose::Key), ("account", Whose::Account)].map(|(scope, whose)| {
+            let limit = purse::limit(row, holder, whose, budget);
             let line = usage.iter().find(|line| line.what == what && line.whose == whose);
             Period { budget: word, scope, limit, usage: line.map(used) }
         })
     };
+    let limited = |both: &[Period; 2]| both.iter().any(|period| period.limit != Limit::Unlimited);
+    let stated = Budget::ALL.map(|budget| (row.budgets.contains_key(&budget), of(budget)));
+    let budgets = stated.into_iter().filter(|(stated, both)| *stated || limited(both));
     let credit = usage.iter().find(|line| line.what == What::Credit).map(|line| Period {
         budget: "credit",
         scope: "account",
         limit: Limit::Finite(line.limit),
         usage: Some(used(line)),
     });
-    row.budgets.iter().flat_map(of).chain(credit).collect()
+    budgets.flat_map(|(_, both)| both).chain(credit).collect()
 }
 
 fn counted(budget: Budget) -> What {

@@ -78,30 +78,29 @@ pub struct Past {
     pub tier: TierId,
 }
 
+/// What binds a budget, all nodes together: the key's or account's own, else its row's.
+pub fn limit(row: &Row, holder: &Holder, whose: Whose, budget: Budget) -> Limit {
+    let entry = row.budgets.get(&budget);
+    let (own, entry) = match whose {
+        Whose::Key => (holder.overrides.as_ref(), entry.map(|entry| entry.key)),
+        Whose::Account => {
+            let facts = holder.facts.as_ref();
+            (facts.and_then(|facts| facts.overrides.as_ref()), entry.map(|entry| entry.account))
+        }
+    };
+    own.and_then(|own| own.budget(budget)).or(entry).unwrap_or(Limit::Unlimited)
+}
+
 // === impl Purse ===
 
 impl Purse {
     /// Of a request of this row by this holder.
     pub fn of(table: &LimitTable, row: &Row, holder: &Holder) -> Option<Purse> {
-        let account_own = holder.facts.as_ref().and_then(|facts| facts.overrides.as_deref());
-        let key_own = holder.overrides.as_deref();
-        let limits = |whose: Whose| {
-            let limit = |budget: Budget| {
-                let (own, entry) = (
-                    if whose == Whose::Key { key_own } else { account_own },
-                    row.budgets.get(&budget).map(|entry| match whose {
-                        Whose::Key => entry.key,
-                        Whose::Account => entry.account,
-                    }),
-                );
-                own.and_then(|own| own.budget(budget)).or(entry).unwrap_or(Limit::Unlimited)
-            };
-            Limits {
-                tokens_per_day: limit(Budget::TokensPerDay),
-                spend_per_day: limit(Budget::SpendPerDay),
-                spend_per_month: limit(Budget::SpendPerMonth),
-                credit: None,
-            }
+        let limits = |whose: Whose| Limits {
+            tokens_per_day: limit(row, holder, whose, Budget::TokensPerDay),
+            spend_per_day: limit(row, holder, whose, Budget::SpendPerDay),
+            spend_per_month: limit(row, holder, whose, Budget::SpendPerMonth),
+            credit: None,
         };
         let (mut account_limits, key_limits) = (limits(Whose::Account), limits(Whose::Key));
         if row.credit == Credit::Required {

@@ -15,6 +15,7 @@ pub mod period;
 mod queue;
 pub mod record;
 pub mod share;
+mod steady;
 mod store;
 mod writer;
 

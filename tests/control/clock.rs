@@ -1,10 +1,9 @@
 //! The process's clocks: wall time that jumps, and time in which it did not run.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::support::program::{Program, wait_for};
+use crate::support::program::{Program, faked, faketime, wait_for};
 use crate::support::{get, replica, until};
 use tidegate::wire::LimitTable;
 
@@ -35,17 +34,6 @@ async fn later(addr: SocketAddr, tick: u64, ticks: u64) -> LimitTable {
         .await
 }
 
-/// libfaketime; none where it is not installed.
-fn faketime() -> Option<PathBuf> {
-    let stated = std::env::var_os("TIDEGATE_FAKETIME").map(PathBuf::from);
-    let library = stated.filter(|path| path.exists());
-    assert!(
-        library.is_some() || std::env::var_os("TIDEGATE_REQUIRE_PEERS").is_none(),
-        "libfaketime is required and not there: TIDEGATE_FAKETIME names no file"
-    );
-    library
-}
-
 /// Wall time as the process sees it: that of a fresh log line.
 fn logged(program: &Program) -> String {
     program.signal("HUP");
@@ -62,25 +50,12 @@ fn days_since_epoch(timestamp: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b01_a_jump_of_the_wall_clock_changes_no_limit() {
-    let Some(library) = faketime() else {
-        println!("libfaketime is not here: TIDEGATE_FAKETIME names it");
-        return;
-    };
+    let Some(library) = faketime() else { return };
     let dir = place().await;
     let wall = dir.path().join("wall");
     let jump = |to: &str| std::fs::write(&wall, format!("{to}\n")).unwrap();
     jump("+0");
-    let program = Program::start_with(
-        dir.path(),
-        "127.0.0.1:0",
-        &[
-            ("LD_PRELOAD", library.as_path()),
-            ("FAKETIME_TIMESTAMP_FILE", wall.as_path()),
-            ("FAKETIME_NO_CACHE", Path::new("1")),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", Path::new("1")),
-            ("DONT_FAKE_MONOTONIC", Path::new("1")),
-        ],
-    );
+    let program = Program::start_with(dir.path(), "127.0.0.1:0", &faked(&library, &wall));
     let first = table(program.addr).await;
     let mut before = later(program.addr, first.stamp.tick, 6).await;
     let today = days_since_epoch(&logged(&program));

@@ -13,7 +13,7 @@ use tidegate::unit;
 use tidegate::wire::{Held, LimitTable, Offer, Stamp};
 
 use crate::support::node::{Upstream, keys};
-use crate::support::{LONG, call, get, metric, replica, until};
+use crate::support::{LONG, call, get, metric, not_tested, replica, until};
 
 pub const BIN: &str = env!("CARGO_BIN_EXE_tidegate");
 pub const PAGE: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 0\n\
@@ -21,15 +21,6 @@ pub const PAGE: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 0
 
 pub fn long() -> bool {
     std::env::var("TIDEGATE_LONG").is_ok_and(|value| value == "1")
-}
-
-/// A peer that is absent: an error where peers are required, a line elsewhere.
-pub fn not_tested(what: &str) {
-    let required = ["CI", "TIDEGATE_REQUIRE_PEERS"]
-        .into_iter()
-        .any(|name| std::env::var(name).is_ok_and(|value| value == "true" || value == "1"));
-    assert!(!required, "NOT TESTED: {what}");
-    eprintln!("NOT TESTED: {what}");
 }
 
 // === a place ===

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::daemon::{BIN, Daemon, Place, not_tested};
+use crate::daemon::{BIN, Daemon, Place};
 use crate::support::node::Upstream;
+use crate::support::not_tested;
 use crate::support::until;
 
 /// Tenths of systemd's exposure level that a unit may have.

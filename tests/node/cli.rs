@@ -10,6 +10,7 @@ use crate::support::node::*;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tidegate::unit::Dimension;
+use tidegate::wire::LimitTable;
 use tokio::time::Instant;
 
 /// A line of some node's log held a credential.
@@ -82,6 +83,36 @@ pub fn set_up(dir: &Path, upstream: &str) {
     std::fs::write(dir.join("keys.jsonl"), keys()).unwrap();
     let text = format!("node: n\nkeys: keys.jsonl\nupstreams:\n  main: {{urls: [\"{upstream}\"]}}\n");
     std::fs::write(dir.join("node.yaml"), text).unwrap();
+}
+
+/// A node that is ready, as a process of its own.
+pub struct Serving {
+    pub process: Process,
+    pub proxy: String,
+    _lines: mpsc::Receiver<String>,
+}
+
+/// In front of the rig's upstream, with this table, these keys and more of an environment.
+pub async fn serving(
+    rig: &Rig,
+    dir: &Path,
+    table: &LimitTable,
+    keys: &str,
+    more: &[(&str, &Path)],
+) -> Serving {
+    set_up(dir, &rig.upstream.url());
+    std::fs::write(dir.join("keys.jsonl"), keys).unwrap();
+    let text = std::fs::read_to_string(dir.join("node.yaml")).unwrap();
+    std::fs::write(dir.join("node.yaml"), text + "state: state\n").unwrap();
+    write_table(&dir.join("table.json"), table);
+    let mut command = enforce(dir, &["--config", "node.yaml", "--listen", "127.0.0.1:0"]);
+    command.env("TIDEGATE_TABLE", "table.json").env("TIDEGATE_ADMIN", "127.0.0.1:0");
+    let mut process = Process(command.envs(more.iter().copied()).spawn().unwrap());
+    let (proxy, admin, _lines) = addresses(&mut process);
+    let admin = admin.parse().unwrap();
+    let ready = async || (rig.get(admin, "/-/ready").await.0 == StatusCode::OK).then_some(());
+    crate::support::until("ready", ready).await;
+    Serving { process, proxy, _lines }
 }
 
 #[tokio::test]

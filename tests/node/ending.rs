@@ -148,7 +148,7 @@ async fn the_openai_and_anthropic_clients_raise_the_end_of_a_stream_as_an_error(
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     let reason =
         "target/venv has no `openai` and `anthropic`; run: target/venv/bin/pip install openai anthropic";
-    if missing(name, Command::new(&python).args(["-c", "import openai, anthropic"]), reason) {
+    if missing(Command::new(&python).args(["-c", "import openai, anthropic"]), reason) {
         return;
     }
     for dialect in ["openai", "anthropic"] {

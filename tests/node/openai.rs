@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::node::*;
+use crate::support::not_tested;
 use tidegate::unit::Dimension;
 
 const SCRIPT: &str = r#"
@@ -66,12 +67,9 @@ async fn the_openai_client_is_served_and_its_own_retry_succeeds() {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     let probe = Command::new(&python).args(["-c", "import openai"]).output();
     if !probe.is_ok_and(|probe| probe.status.success()) {
-        let reason = "target/venv has no `openai`; run: python3 -m venv target/venv && target/venv/bin/pip install openai";
-        let required = ["CI", "TIDEGATE_REQUIRE_PEERS"]
-            .into_iter()
-            .any(|name| std::env::var(name).is_ok_and(|value| value == "true" || value == "1"));
-        assert!(!required, "{reason}");
-        eprintln!("\n*** SKIPPED the_openai_client_is_served_and_its_own_retry_succeeds: {reason} ***\n");
+        not_tested(
+            "target/venv has no `openai`; run: python3 -m venv target/venv && target/venv/bin/pip install openai",
+        );
         return;
     }
     // Two seconds apiece once the minute's worth is used.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -83,4 +83,26 @@ pub fn wait_for(log: &mpsc::Receiver<String>, part: &str) -> String {
         seen.push('\n');
     }
     panic!("no {part} in\n{seen}");
+}
+
+/// libfaketime; none where it is not installed.
+pub fn faketime() -> Option<PathBuf> {
+    let stated = std::env::var_os("TIDEGATE_FAKETIME").map(PathBuf::from);
+    let library = stated.filter(|path| path.exists());
+    if library.is_none() {
+        super::not_tested("libfaketime is not here; TIDEGATE_FAKETIME names it");
+    }
+    library
+}
+
+/// The environment of a process whose wall clock is that far from the system's as the file `wall`
+/// says at any time, such as `+300` or `-30d`; its monotonic clock is the system's.
+pub fn faked<'a>(library: &'a Path, wall: &'a Path) -> [(&'static str, &'a Path); 5] {
+    [
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", wall),
+        ("FAKETIME_NO_CACHE", Path::new("1")),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", Path::new("1")),
+        ("DONT_FAKE_MONOTONIC", Path::new("1")),
+    ]
 }

@@ -17,3 +17,4 @@ mod predictions;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;
+mod upstream;

@@ -1,24 +1,20 @@
-//! A shipped policy, the controller that makes its table, and a node in front of an upstream that
-//! uses as many tokens as it is told.
+//! A shipped policy, the controller that makes its table, and a node in front of upstreams that use
+//! as many tokens as they are told.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tidegate::control::{Controller, State, Tick};
-use tidegate::enforce::config::KeySource;
+use tidegate::enforce::config::{KeySource, RoutingConfig, Secret, UpstreamConfig};
+use tidegate::enforce::jobs::Hook;
 use tidegate::enforce::node::{Node, Running};
 use tidegate::observe::{Outcome, PoolRound, Reading, Round, Signals};
 use tidegate::policy::Policy;
@@ -27,7 +23,8 @@ use tidegate::policy::load::load;
 use tidegate::unit::{Instant, ReplicaId};
 use tidegate::wire::{LimitTable, UsageReport, UsageRow, Work};
 
-use crate::support::node::{Http, client, config, routing, until, write_table};
+use crate::support::node::{Http, client, config, until, write, write_table};
+use crate::upstream::{self, World};
 
 /// A policy as it is shipped.
 pub fn policy(name: &str) -> Policy {
@@ -125,10 +122,19 @@ impl Loop {
 }
 
 pub struct Rig {
-    _dir: TempDir,
-    upstream: tokio::task::JoinHandle<()>,
+    dir: TempDir,
+    upstreams: Vec<tokio::task::JoinHandle<()>>,
+    pub world: Arc<World>,
     pub node: Running,
     http: Http,
+}
+
+/// What a client got.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
 }
 
 fn digest(key: &str) -> String {
@@ -143,58 +149,142 @@ pub fn key(name: &str, account: &str, rest: &str) -> String {
 
 /// An account by what it has recharged.
 pub fn account(name: &str, cents: u64) -> String {
-    format!("{{\"account\":\"{name}\",\"recharged_micros\":{}}}\n", cents * 10_000)
+    account_with(name, cents, "")
+}
+
+/// What else its line says, each part with a comma before it.
+pub fn account_with(name: &str, cents: u64, rest: &str) -> String {
+    format!("{{\"account\":\"{name}\",\"recharged_micros\":{}{rest}}}\n", cents * 10_000)
 }
 
 fn secret(name: &str) -> String {
     format!("canary-{name}")
 }
 
-impl Rig {
-    pub async fn start(name: &str, keys: String) -> Arc<Rig> {
-        let table = Loop::new(policy(name)).table();
-        let dir = TempDir::new().unwrap();
-        write_table(&dir.path().join("table.json"), &table);
-        let (address, upstream) = upstream().await;
-        let urls = [format!("http://{address}")];
-        let mut config = config(dir.path(), &urls);
-        config.keys = KeySource::Inline(keys);
-        config.routing = routing(&urls);
-        // Credit and budgets are kept there.
-        config.state = Some(dir.path().join("state"));
-        let mut models: Vec<String> = table.rows.iter().map(|row| row.model.to_string()).collect();
-        models.dedup();
-        config.routing.upstreams.values_mut().for_each(|upstream| upstream.models = Vec::clone(&models));
-        let node = Node::start(config, None).await.unwrap();
-        until("the first table", || node.cell().held().is_some()).await;
-        Arc::new(Rig { _dir: dir, upstream, node, http: client() })
+// === impl Answer ===
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
-    /// Status and body of one request.
-    pub async fn ask(&self, key: &str, path: &str, body: &Value) -> (StatusCode, String) {
-        let request = Request::post(format!("http://{}{path}", self.node.proxy))
+    pub fn header(&self, name: &str) -> u64 {
+        let value = self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {self:?}"));
+        value.to_str().unwrap().parse().unwrap()
+    }
+
+    /// Names of those that tell of limits.
+    pub fn limit_headers(&self) -> BTreeSet<&str> {
+        let names = self.headers.keys().map(http::HeaderName::as_str);
+        names.filter(|name| name.contains("ratelimit") || name.starts_with("retry-after")).collect()
+    }
+}
+
+// === impl Rig ===
+
+impl Rig {
+    /// With the table of a vast cluster.
+    pub async fn start(name: &str, accounts: String) -> Arc<Rig> {
+        Rig::with(&Loop::new(policy(name)).table(), accounts).await
+    }
+
+    pub async fn with(table: &LimitTable, accounts: String) -> Arc<Rig> {
+        let dir = TempDir::new().unwrap();
+        write_table(&dir.path().join("table.json"), table);
+        write(&dir.path().join("accounts.jsonl"), accounts.as_bytes());
+        let world = Arc::new(World::default());
+        // Whom the policy lists, or one for all.
+        let listed: BTreeSet<String> =
+            table.models.values().flat_map(|model| &model.providers).map(ToString::to_string).collect();
+        let models: BTreeSet<String> = table.rows.iter().map(|row| row.model.to_string()).collect();
+        let (mut routing, mut upstreams) = (RoutingConfig::default(), Vec::new());
+        for name in if listed.is_empty() { ["main".to_owned()].into() } else { listed.clone() } {
+            let (address, task) = upstream::start(&name, &world).await;
+            upstreams.push(task);
+            let urls = vec![format!("http://{address}")];
+            // A provider is found by its name.
+            let models =
+                if listed.is_empty() { models.iter().cloned().collect() } else { vec![name.clone()] };
+            routing.upstreams.insert(name, UpstreamConfig { urls, models, ..UpstreamConfig::default() });
+        }
+        let mut config = config(dir.path(), &[]);
+        config.routing = routing;
+        config.keys = KeySource::File(dir.path().join("accounts.jsonl"));
+        // Credit and budgets are kept there.
+        config.state = Some(dir.path().join("state"));
+        config.hook = Some(Hook { url: "http://edge".to_owned(), secret: Secret::new("canary-hook") });
+        let node = Node::start(config, None).await.unwrap();
+        until("the first table", || node.cell().held().is_some()).await;
+        Arc::new(Rig { dir, upstreams, world, node, http: client() })
+    }
+
+    pub async fn publish(&self, table: &LimitTable) {
+        write_table(&self.dir.path().join("table.json"), table);
+        let version = table.stamp.version;
+        until("the next table", || self.node.cell().held().unwrap().stamp().version == version).await;
+    }
+
+    /// Replaces the accounts file; the node sees it a moment later.
+    pub fn accounts(&self, text: &str) {
+        write(&self.dir.path().join("accounts.jsonl"), text.as_bytes());
+    }
+
+    pub async fn call(&self, key: &str, method: Method, path: &str, body: &Value) -> Answer {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.node.proxy))
             .header("authorization", format!("Bearer {}", secret(key)))
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body.to_string())))
+            .body(Full::new(Bytes::from(text)))
             .unwrap();
         let answer = tokio::time::timeout(Duration::from_secs(60), self.http.request(request)).await;
         let (parts, body) = answer.expect("an answer in time").unwrap().into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        (parts.status, String::from_utf8_lossy(&body).into_owned())
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    /// A chat that uses so many tokens in the end.
-    pub async fn chat(&self, key: &str, model: &str, tokens: u64) -> StatusCode {
+    pub async fn ask(&self, key: &str, path: &str, body: &Value) -> Answer {
+        self.call(key, Method::POST, path, body).await
+    }
+
+    /// A chat that uses so many tokens in the end: all together, or `INPUT+OUTPUT`.
+    pub async fn say(&self, key: &str, model: &str, tokens: &str) -> Answer {
         let body = json!({
-            "model": model, "max_tokens": 1, "user": tokens.to_string(),
+            "model": model, "max_tokens": 1, "user": tokens,
             "messages": [{"role": "user", "content": "Hi"}],
         });
-        self.ask(key, "/v1/chat/completions", &body).await.0
+        self.ask(key, "/v1/chat/completions", &body).await
+    }
+
+    pub async fn chat(&self, key: &str, model: &str, tokens: u64) -> StatusCode {
+        self.say(key, model, &tokens.to_string()).await.status
+    }
+
+    pub async fn draw(&self, key: &str, model: &str, n: u64) -> Answer {
+        let body = json!({"model": model, "n": n, "user": "0", "prompt": "a tide gate"});
+        self.ask(key, "/v1/images/generations", &body).await
     }
 
     pub async fn images(&self, key: &str, model: &str, n: u64) -> StatusCode {
-        let body = json!({"model": model, "n": n, "user": "0", "prompt": "a tide gate"});
-        self.ask(key, "/v1/images/generations", &body).await.0
+        self.draw(key, model, n).await.status
+    }
+
+    /// How the key stands with each model, by `GET /v1/limits`.
+    pub async fn standing(&self, key: &str, model: &str) -> Value {
+        let answer = self.call(key, Method::GET, "/v1/limits", &Value::Null).await;
+        let body = answer.json();
+        let found = body["models"].as_array().unwrap().iter().find(|found| found["model"] == model);
+        found.unwrap_or_else(|| panic!("{model}: {}", answer.body)).clone()
+    }
+
+    /// The same, of one dimension.
+    pub async fn limit(&self, key: &str, model: &str, dimension: &str) -> Value {
+        let standing = self.standing(key, model).await;
+        let limits = standing["limits"].as_array().unwrap();
+        let found = limits.iter().find(|found| found["dimension"] == dimension);
+        found.unwrap_or_else(|| panic!("{dimension}: {standing}")).clone()
     }
 
     /// How many of `count` chats are admitted, so many at a time.
@@ -219,61 +309,43 @@ impl Rig {
         }
         asking.join_all().await.into_iter().sum()
     }
+
+    /// Requests in flight, of all keys.
+    pub fn in_flight(&self) -> u64 {
+        let start = Instant::ZERO;
+        let report = self.node.cell().with(|limiter, now| limiter.report(now, start, 1));
+        report.pools.values().map(|pool| pool.in_flight).sum()
+    }
+
+    pub fn asked(&self, upstream: &str) -> u64 {
+        self.world.asked.lock().unwrap().get(upstream).copied().unwrap_or(0)
+    }
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.upstream.abort();
+        self.upstreams.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
-fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+/// Asks until it is so.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let some = crate::support::until(what, async || is_so().await.then_some(()));
+    some.await;
+}
+
+pub fn unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 pub fn minute() -> u64 {
-    unix().as_secs() / 60
+    unix() / 60
 }
 
 /// Whatever has to happen within one minute of the clock has most of one before it.
 pub async fn aligned() {
-    let into = unix().as_secs() % 60;
+    let into = unix() % 60;
     if into > 15 {
         tokio::time::sleep(Duration::from_secs(60 - into) + Duration::from_millis(50)).await;
     }
-}
-
-/// Serves; `user` says how many tokens that used, or `hang`.
-async fn upstream() -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let task = tokio::spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            let Ok((socket, _)) = listener.accept().await else { continue };
-            connections.spawn(async move {
-                let builder = hyper::server::conn::http1::Builder::new();
-                let _ = builder.serve_connection(TokioIo::new(socket), service_fn(serve)).await;
-            });
-        }
-    });
-    (address, task)
-}
-
-async fn serve(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let ask: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let user = ask["user"].as_str().unwrap_or_default();
-    if user == "hang" {
-        std::future::pending::<()>().await;
-    }
-    let tokens: u64 = user.parse().unwrap_or(2);
-    let answer = json!({
-        "id": "1", "object": "chat.completion", "created": 1, "model": ask["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "H"}}],
-        "usage": {"prompt_tokens": tokens.saturating_sub(1), "completion_tokens": 1, "total_tokens": tokens},
-    });
-    let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
-    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
-    Ok(response)
 }

@@ -128,7 +128,9 @@ impl Shard {
             }
             return Err(refusal);
         }
-        if let Some(cap) = shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields, costs.work)) {
+        if let Some(cap) =
+            shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields, costs.work))
+        {
             shared.counted.refused_capacity.add(costs.work);
             return Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON));
         }

@@ -145,7 +145,10 @@ impl PoolState {
     pub fn is_crowded(&self, limits: &PoolLimits, yields: Yields) -> bool {
         let left = u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields.waiting));
         let whole = u128::from(PPM) * u128::from(PPM);
-        limits.waiting_work.finite().is_some_and(|cap| u128::from(self.waiting) * whole * 2 >= u128::from(cap) * left)
+        limits
+            .waiting_work
+            .finite()
+            .is_some_and(|cap| u128::from(self.waiting) * whole * 2 >= u128::from(cap) * left)
     }
 
     pub fn count(&mut self, outcome: Settlement) {
