@@ -82,7 +82,7 @@ impl Law for Oracle {
 
     fn know(&mut self, now: Instant, truth: &Truth<'_>) {
         self.capacity = truth.capacity;
-        let missing = self.may_wait(self.settings.aim) - self.waits();
+        let missing = if self.terms.provider { 0.0 } else { self.may_wait(self.settings.aim) - self.waits() };
         self.budget = (truth.capacity + missing / HORIZON).max(0.0);
         let claims = claims(&self.terms, truth.next_second, true);
         for (bucket, grant) in self.tiers.iter_mut().zip(allocate(self.budget, &claims).grants) {
@@ -98,7 +98,8 @@ impl Law for Oracle {
         let (half, most) = (self.may_wait(self.settings.aim) / 2.0, self.may_wait(self.settings.most));
         let Some(tier) = self.tiers.get_mut(ask.tier) else { return false };
         tier.refill(now);
-        let entitled = tier.open() || waits < half;
+        // A provider has no line to keep filled.
+        let entitled = tier.open() || waits < half && !self.terms.provider;
         if !entitled || waits > most {
             return false;
         }
