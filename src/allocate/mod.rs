@@ -5,7 +5,11 @@
 //! λ with Σ min(demand, max(guarantee, λ·weight)) = budget (weighted max-min, Bertsekas &
 //! Gallager, Data Networks, 6.5.2).
 
+mod share;
+
 use serde::{Deserialize, Serialize};
+
+pub use share::{KeyShare, Outcomes};
 
 /// Part of the budget a row keeps when guarantees do not fit and its priority leaves nothing.
 const TRICKLE: f64 = 0.01;

@@ -50,6 +50,8 @@ use serde::{Deserialize, Serialize};
 use crate::allocate::Allocation;
 use crate::allocate::Bound;
 use crate::allocate::Claim;
+use crate::allocate::KeyShare;
+use crate::allocate::Outcomes;
 use crate::allocate::allocate;
 use crate::decide::Context;
 use crate::decide::Decision;
@@ -94,6 +96,8 @@ struct PoolState {
     estimate: Pool,
     law: Law,
     contended_ticks: u32,
+    #[serde(default)]
+    shares: BTreeMap<ModelId, BTreeMap<TierId, KeyShare>>,
 }
 
 /// One turn of the loop, nothing thrown away: `GET /v1/status` is the last one as JSON.
@@ -129,6 +133,9 @@ pub struct RowTick {
     /// Before rounding and steering; the table has what is in force.
     pub limit: f64,
     pub bound: Bound,
+    /// A key's fair part of the limit; none while no key is in another's way.
+    #[serde(default)]
+    pub key_share: Option<f64>,
 }
 
 // === impl Controller ===
@@ -209,6 +216,7 @@ impl Controller {
             row.bound = grant.bound;
         }
         order::raise_smaller(&self.policy, &mut rows);
+        state.share(&mut rows);
         let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
         state.contended_ticks =
             if contended { CONTENDED_TICKS } else { state.contended_ticks.saturating_sub(1) };
@@ -229,8 +237,33 @@ impl Controller {
                 guarantee: grant.guarantee as f64 / 60.0,
                 limit: 0.0,
                 bound: Bound::Uncontended,
+                key_share: None,
             })
             .collect()
+    }
+}
+
+// === impl PoolState ===
+
+impl PoolState {
+    /// What each row's keys are cut to alike. Rows that left the policy are forgotten.
+    fn share(&mut self, rows: &mut [RowTick]) {
+        let mut shares: BTreeMap<ModelId, BTreeMap<TierId, KeyShare>> = BTreeMap::new();
+        for row in rows {
+            let known = self.shares.get(&row.model).and_then(|tiers| tiers.get(&row.tier));
+            let mut share = known.copied().unwrap_or_default();
+            row.key_share = share.step(row.limit, &outcomes(&row.demand));
+            shares.entry(row.model.clone()).or_default().insert(row.tier.clone(), share);
+        }
+        self.shares = shares;
+    }
+}
+
+fn outcomes(demand: &Demand) -> Outcomes {
+    Outcomes {
+        admitted: demand.admitted.work,
+        refused_share: demand.refused_share.work,
+        refused_room: demand.refused_tier.work + demand.refused_capacity.work,
     }
 }
 

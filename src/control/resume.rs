@@ -236,6 +236,8 @@ mod tests {
             admitted: offered,
             refused_limit: Work::default(),
             refused_capacity: Work::default(),
+            refused_share: Work::default(),
+            refused_tier: Work::default(),
         };
         UsageReport {
             schema: 1,

@@ -182,6 +182,7 @@ fn entries(
             safe: ceiling,
             ceiling,
             guarantee: Limit::Finite(0),
+            key_share: Limit::Unlimited,
         };
         let wanted = match *dimension == controlled {
             true if pool.is_fixed() => Entry { guarantee: Limit::Finite(grant.guarantee), ..constant },
@@ -189,6 +190,7 @@ fn entries(
                 tier_limit: published(tick, grant, before.map(|entry| entry.tier_limit)),
                 safe: Limit::Finite(grant.safe).min(ceiling),
                 guarantee: Limit::Finite(grant.guarantee),
+                key_share: shared(tick.key_share, before.map(|entry| entry.key_share)),
                 ..constant
             },
             false => constant,
@@ -201,6 +203,13 @@ fn entries(
         limits.insert(*dimension, entry);
     }
     (limits, arrived)
+}
+
+/// A key's fair part of a row's controlled limit, per minute.
+fn shared(share: Option<f64>, old: Option<Limit>) -> Limit {
+    share.map_or(Limit::Unlimited, |share| {
+        damped(Limit::from_f64(round_down(share * 60.0)).max(Limit::Finite(1)), old)
+    })
 }
 
 /// A row's controlled limit per minute: exact where a policy's number binds, else rounded down to

@@ -93,6 +93,8 @@ impl Run {
                 admitted: work,
                 refused_limit: refused,
                 refused_capacity: Work::default(),
+                refused_share: Work::default(),
+                refused_tier: Work::default(),
             }
         };
         UsageReport {

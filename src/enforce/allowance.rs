@@ -11,6 +11,9 @@ use crate::wire::{Entry, Held, Pinned, PoolEntry};
 /// A tier's bucket holds this much of its limit: long enough for a burst of arrivals, too short
 /// for a pool to queue behind it.
 pub const TIER_WINDOW: Duration = Duration::from_millis(1500);
+/// A key's fair share holds this much of itself: a key that comes back after a pause is let in at
+/// once, one that floods is found out in seconds.
+pub const SHARE_WINDOW: Duration = Duration::from_secs(15);
 /// All other buckets hold one minute: a fresh key at 60 rpm may send 60 at once.
 pub const MINUTE: Duration = Duration::from_secs(60);
 
@@ -102,13 +105,24 @@ impl Allowance {
             micro = micro.max(u128::from(PPM));
         }
         let window = if scope == Scope::Tier { TIER_WINDOW } else { MINUTE };
-        Some(Allowance {
+        Some(Allowance::holding(dimension, limit, micro, window))
+    }
+
+    /// A key's fair share of its tier, in work.
+    pub fn share(dimension: Dimension, limit: Limit, portion: Portion) -> Option<Allowance> {
+        let limit = limit.finite()?;
+        let micro = (u128::from(limit) * u128::from(portion.of_keys)).max(u128::from(PPM));
+        Some(Allowance::holding(dimension, limit, micro, SHARE_WINDOW))
+    }
+
+    fn holding(dimension: Dimension, limit: u64, micro: u128, window: Duration) -> Allowance {
+        Allowance {
             dimension,
             limit,
             rate: Rate::try_from(micro).unwrap_or(Rate::MAX),
             depth: micro.saturating_mul(window.as_nanos()),
             count: u64::try_from(micro.div_ceil(u128::from(PPM))).unwrap_or(u64::MAX),
-        })
+        }
     }
 
     /// The finite ones of some limits.

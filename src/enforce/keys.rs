@@ -21,11 +21,17 @@ pub struct Name {
 }
 
 /// One shard's keys.
+///
+/// A key lies in its home, a slot that follows from its tag, where it found that vacant: most do,
+/// and are found with one look at memory. The index says where the others are.
 #[derive(Debug)]
 pub struct Keys {
-    max: usize,
     index: HashTable<u32>,
-    slots: Vec<Slot>,
+    /// As many as there may be.
+    slots: Box<[Slot]>,
+    taken: usize,
+    /// No slot before it is vacant.
+    vacant: usize,
     /// By span; of keys, and of accounts.
     overflow: BTreeMap<(u32, bool), Slot>,
     /// Requests and jobs of those without a slot; as many entries as such requests at most.
@@ -38,8 +44,8 @@ pub struct Keys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Own(u32),
-    /// The next slot at the end.
-    Append,
+    /// A vacant slot.
+    Vacant(u32),
     /// The slot of a key that may be forgotten.
     Replace(u32),
     Overflow,
@@ -55,7 +61,8 @@ impl Name {
     pub fn new(key: &KeyId, span: u32, account: bool) -> Name {
         let salt = ((u64::from(span) << 1) | u64::from(account)).wrapping_add(1).wrapping_mul(SPREAD);
         let salt = (u128::from(salt) << 64) | u128::from(salt.rotate_left(29).wrapping_mul(SPREAD_MORE));
-        Name { tag: identity(key).wrapping_add(salt), span, account }
+        // Zero is nobody.
+        Name { tag: identity(key).wrapping_add(salt).max(1), span, account }
     }
 }
 
@@ -74,12 +81,13 @@ pub fn spread(tag: u128) -> u64 {
 // === impl Keys ===
 
 impl Keys {
-    /// All memory it will ever need for its slots, untouched until they are used.
+    /// All memory it will ever need for its slots.
     pub fn new(max: usize) -> Keys {
         Keys {
-            max,
             index: HashTable::with_capacity(max),
-            slots: Vec::with_capacity(max),
+            slots: vec![Slot::default(); max].into(),
+            taken: 0,
+            vacant: 0,
             overflow: BTreeMap::new(),
             spilled: BTreeMap::new(),
             hand: 0,
@@ -88,7 +96,7 @@ impl Keys {
     }
 
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.taken
     }
 
     /// Keys with requests in flight in the overflow.
@@ -99,7 +107,14 @@ impl Keys {
 
     pub fn find(&self, tag: u128) -> Option<u32> {
         let is_it = |at: &u32| self.slots.get(*at as usize).is_some_and(|slot| slot.tag == tag);
-        self.index.find(spread(tag), is_it).copied()
+        let hash = spread(tag);
+        let home = self.home(hash);
+        if is_it(&home) { Some(home) } else { self.index.find(hash, is_it).copied() }
+    }
+
+    fn home(&self, hash: u64) -> u32 {
+        let at = (u128::from(hash) * self.slots.len() as u128) >> 64;
+        u32::try_from(at).unwrap_or(u32::MAX)
     }
 
     pub fn state_mut(&mut self, slot: KeySlot) -> Option<&mut Slot> {
@@ -114,20 +129,42 @@ impl Keys {
         if let Some(at) = self.find(name.tag) {
             return Place::Own(at);
         }
-        let appended = usize::from(besides == Some(Place::Append));
-        if self.slots.len() + appended < self.max {
-            return Place::Append;
+        let free = |slots: &[Slot], at: u32| {
+            let taken =
+                matches!(besides, Some(Place::Own(by) | Place::Vacant(by) | Place::Replace(by)) if by == at);
+            slots.get(at as usize).filter(|_| !taken).map(|slot| (slot.tag == 0, slot.is_idle(view)))
+        };
+        let home = self.home(spread(name.tag));
+        let at_home = free(&self.slots, home);
+        if let Some((true, _)) = at_home {
+            return Place::Vacant(home);
+        }
+        let wanted = usize::from(matches!(besides, Some(Place::Vacant(_))));
+        if self.taken + wanted < self.slots.len() {
+            return self.next_vacant(besides).map_or(Place::Overflow, Place::Vacant);
+        }
+        if let Some((_, true)) = at_home {
+            return Place::Replace(home);
         }
         for _ in 0..SWEEP_MAX.min(self.slots.len()) {
-            let at = self.hand;
+            let at = u32::try_from(self.hand).unwrap_or(u32::MAX);
             self.hand = (self.hand + 1) % self.slots.len().max(1);
-            let place = u32::try_from(at).unwrap_or(u32::MAX);
-            let taken = matches!(besides, Some(Place::Own(at) | Place::Replace(at)) if at == place);
-            if !taken && self.slots.get(at).is_some_and(|slot| slot.is_idle(view)) {
-                return Place::Replace(place);
+            if let Some((_, true)) = free(&self.slots, at) {
+                return Place::Replace(at);
             }
         }
         Place::Overflow
+    }
+
+    /// A slot once taken is never vacant again, so that the search goes over all of them once.
+    fn next_vacant(&mut self, besides: Option<Place>) -> Option<u32> {
+        let is_vacant = |(_, slot): &(usize, &Slot)| slot.tag == 0;
+        let after = |from: usize| self.slots.iter().enumerate().skip(from).find(is_vacant).map(|(at, _)| at);
+        let first = after(self.vacant)?;
+        let taken = besides == u32::try_from(first).ok().map(Place::Vacant);
+        let next = if taken { after(first + 1)? } else { first };
+        self.vacant = first;
+        u32::try_from(next).ok()
     }
 
     /// What the key is tested against, with its requests and jobs: a new one starts with what the
@@ -142,7 +179,7 @@ impl Keys {
         let slot = slot.unwrap_or(&self.unused);
         match place {
             Place::Own(_) | Place::Overflow => (slot, (slot.active, slot.jobs)),
-            Place::Append | Place::Replace(_) => (slot, self.spilled(name.tag)),
+            Place::Vacant(_) | Place::Replace(_) => (slot, self.spilled(name.tag)),
         }
     }
 
@@ -161,21 +198,16 @@ impl Keys {
     pub fn take(&mut self, name: Name, place: Place) -> KeySlot {
         match place {
             Place::Own(at) => KeySlot::Own(at),
-            Place::Append => {
-                let at = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-                self.slots.push(self.fresh(&name));
-                self.enter(name.tag, at);
-                KeySlot::Own(at)
-            }
-            Place::Replace(at) => {
+            Place::Vacant(at) | Place::Replace(at) => {
                 let fresh = self.fresh(&name);
-                if let Some(slot) = self.slots.get_mut(at as usize) {
-                    let old = std::mem::replace(slot, fresh);
-                    if let Ok(entry) = self.index.find_entry(spread(old.tag), |known| *known == at) {
-                        entry.remove();
-                    }
-                    self.enter(name.tag, at);
+                let Some(slot) = self.slots.get_mut(at as usize) else { return KeySlot::Own(at) };
+                let old = std::mem::replace(slot, fresh);
+                if old.tag == 0 {
+                    self.taken += 1;
+                } else if let Ok(entry) = self.index.find_entry(spread(old.tag), |known| *known == at) {
+                    entry.remove();
                 }
+                self.enter(name.tag, at);
                 KeySlot::Own(at)
             }
             Place::Overflow => {
@@ -187,6 +219,9 @@ impl Keys {
     }
 
     fn enter(&mut self, tag: u128, at: u32) {
+        if at == self.home(spread(tag)) {
+            return;
+        }
         let Keys { index, slots, .. } = self;
         let hash = |at: &u32| slots.get(*at as usize).map_or(0, |slot| spread(slot.tag));
         index.insert_unique(spread(tag), at, hash);
@@ -242,5 +277,42 @@ impl Keys {
         slot.tag = name.tag;
         (slot.active, slot.jobs) = self.spilled(name.tag);
         slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enforce::minute::Minute;
+    use crate::unit::Instant;
+
+    /// Keys come and go; each is found where it was put, one that is gone nowhere, and as many are
+    /// held as there is room for.
+    #[test]
+    fn a_key_is_found_where_it_was_put_whoever_else_comes_and_goes() {
+        const ROOM: usize = 64;
+        let view = View { flows: &[], now: Instant(0), minute: Minute::default() };
+        let name = |tag: u128| Name { tag, span: 0, account: false };
+        let mut keys = Keys::new(ROOM);
+        let mut put: BTreeMap<u128, u32> = BTreeMap::new();
+        let (mut state, mut homes) = (7_u64, 0);
+        for turn in 0..20_000_u32 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // More names than room, so that some come back after they were forgotten.
+            let tag = u128::from(spread(u128::from(state >> 33) % 200)) + 1;
+            assert_eq!(keys.find(tag), put.get(&tag).copied(), "turn {turn}");
+            let KeySlot::Own(at) = ({
+                let place = keys.place(&name(tag), None, &view);
+                keys.take(name(tag), place)
+            }) else {
+                panic!("idle keys are forgotten before the overflow is used");
+            };
+            put.retain(|known, by| *known == tag || *by != at);
+            put.insert(tag, at);
+            homes += u32::from(at == keys.home(spread(tag)));
+            assert_eq!((keys.find(tag), keys.len()), (Some(at), put.len()));
+        }
+        assert_eq!(keys.len(), ROOM);
+        assert!(homes > 10_000, "most are at home: {homes}");
     }
 }

@@ -11,6 +11,9 @@ pub const RETRY_SOON: Duration = Duration::from_secs(1);
 /// Retry-After of a limit of zero, which no wait satisfies.
 pub const RETRY_ZERO: Duration = Duration::from_secs(60);
 
+/// A tier is contended once this part of its bucket is used.
+const CONTENDED_PARTS: u128 = 5;
+
 /// Dimensions that are rates; they are the first of [`Dimension::ALL`].
 pub const RATES: usize = 5;
 
@@ -114,6 +117,14 @@ impl Meters {
                 limit.shortfall(used, cost).map(|wait| Over::rate(limit, wait))
             }
         }
+    }
+
+    /// Whether a tier's bucket is no longer nearly empty: requests come faster than it drains.
+    pub fn is_contended(&self, now: Instant, limits: &[Allowance], dimension: Dimension) -> bool {
+        let Some(limit) = limits.iter().find(|limit| limit.dimension == dimension) else { return false };
+        let bucket = place(dimension).and_then(|at| self.rates.get(at));
+        let used = bucket.map_or(0, |bucket| bucket.used_at(now, limit.rate));
+        used > limit.depth / CONTENDED_PARTS
     }
 
     /// Charges the rates; the counts are [`Meters::hold`]'s.

@@ -12,6 +12,9 @@ use crate::enforce::minute::Minute;
 use crate::unit::{Dimension, Instant};
 use crate::wire::Window;
 
+/// The bit of [`Charged`] that says a share took the reservation: beyond those of the rates.
+const SHARE: usize = RATES;
+
 /// What a rate has drained since its row is known: the area under it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -52,12 +55,21 @@ pub struct Terms<'a> {
     pub basis: Basis,
     /// Rates that are the key's own; all zero where none are.
     pub own: [Rate; RATES],
+    pub share: Option<&'a Share>,
 }
 
+/// A key's fair share of its tier's limit. It counts work, in a lane that none of its limits needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub lane: usize,
+    pub allowance: Allowance,
+}
+
+/// In this order: what a request per minute needs is in the first cache line.
 #[derive(Clone, Debug, Default)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Slot {
-    /// Whose it is: see [`Name`](crate::enforce::keys::Name).
+    /// Whose it is: see [`Name`](crate::enforce::keys::Name). Zero: nobody's yet.
     pub tag: u128,
     /// Requests in flight.
     pub active: u32,
@@ -66,6 +78,9 @@ pub struct Slot {
     row: u32,
     basis: Basis,
     pub account: bool,
+    /// One above the lane that counts the key's share; zero while none does. That lane stands above
+    /// the row's flow whatever the basis.
+    share: u8,
     at: Instant,
     /// When all lanes are free again, of limits that are the key's own.
     free_at: Instant,
@@ -85,6 +100,15 @@ impl Flow {
             return *self;
         }
         Flow { rate, since: now.max(self.since), base: self.at(now) }
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// Limits of the key's own may need the lane.
+    pub fn fits(&self, limits: &[Allowance]) -> bool {
+        limits.iter().all(|limit| place(limit.dimension) != Some(self.lane))
     }
 }
 
@@ -112,14 +136,24 @@ impl Slot {
         if self.active > 0 || self.jobs > 0 {
             return false;
         }
-        match self.basis {
+        let rates = match self.basis {
             Basis::Own => view.now >= self.free_at,
             _ => (0..RATES).all(|at| self.used(at, view, 0) == 0),
-        }
+        };
+        rates && self.of_share(view) == 0
+    }
+
+    /// Grains of the share that are used.
+    fn of_share(&self, view: &View<'_>) -> u128 {
+        let Some(at) = usize::from(self.share).checked_sub(1) else { return 0 };
+        self.lanes.get(at).map_or(0, |lane| lane.saturating_sub(self.flow(at, view).at(view.now)))
     }
 
     /// Grains of one rate that are used; `rate` drains what is counted by the key's own limits.
     fn used(&self, at: usize, view: &View<'_>, rate: Rate) -> u128 {
+        if usize::from(self.share) == at + 1 {
+            return 0;
+        }
         let lane = self.lanes.get(at).copied().unwrap_or(0);
         match self.basis {
             Basis::Flow => lane.saturating_sub(self.flow(at, view).at(view.now)),
@@ -131,6 +165,7 @@ impl Slot {
     /// The same in whole units, rounded up.
     fn units(&self, at: usize, view: &View<'_>, rate: Rate) -> u64 {
         match self.basis {
+            Basis::Minute if usize::from(self.share) == at + 1 => 0,
             Basis::Minute => minute_used(self.lanes.get(at).copied().unwrap_or(0), view),
             _ => u64::try_from(self.used(at, view, rate).div_ceil(GRAINS)).unwrap_or(u64::MAX),
         }
@@ -164,6 +199,12 @@ impl Slot {
         worst
     }
 
+    /// Whether a request of this work is over the key's share.
+    pub fn test_share(&self, share: &Share, work: u64, view: &View<'_>) -> Option<Over> {
+        let wait = share.allowance.shortfall(self.of_share(view), work)?;
+        Some(Over::rate(&share.allowance, wait))
+    }
+
     fn test_rate(
         &self,
         at: usize,
@@ -187,8 +228,8 @@ impl Slot {
         full.then(|| Over::rate(limit, view.minute.left))
     }
 
-    /// Charges the rates that are limited; the counts are the caller's.
-    pub fn charge(&mut self, terms: &Terms<'_>, amounts: &Amounts, view: &View<'_>) -> Charged {
+    /// Charges the rates that are limited, and the share with work; the counts are the caller's.
+    pub fn charge(&mut self, terms: &Terms<'_>, amounts: &Amounts, work: u64, view: &View<'_>) -> Charged {
         self.rebase(terms, view);
         let mut charged = Charged::default();
         for limit in terms.limits {
@@ -196,8 +237,21 @@ impl Slot {
             self.correct_one(at, terms, 0, amounts.get(at).copied().unwrap_or(0), view);
             charged.add(at);
         }
+        if let Some(share) = terms.share {
+            self.correct_share(share, 0, work, view);
+            charged.add(SHARE);
+        }
         self.free(terms, view);
         charged
+    }
+
+    /// What a key used while nobody was in its way is no debt: there is none above a full share.
+    fn correct_share(&mut self, share: &Share, reserved: u64, actual: u64, view: &View<'_>) {
+        let used = corrected(self.of_share(view), reserved, actual).min(share.allowance.depth);
+        let drained = self.flow(share.lane, view).at(view.now);
+        if let Some(lane) = self.lanes.get_mut(share.lane) {
+            *lane = drained.saturating_add(used);
+        }
     }
 
     /// Replaces what was reserved in the rates that took it. A reservation of a minute that is over
@@ -206,11 +260,14 @@ impl Slot {
         &mut self,
         terms: &Terms<'_>,
         charged: Charged,
-        reserved: &Amounts,
-        actual: &Amounts,
+        (reserved, reserved_work): (&Amounts, u64),
+        (actual, actual_work): (&Amounts, u64),
         view: &View<'_>,
     ) {
         self.rebase(terms, view);
+        if let Some(share) = terms.share.filter(|_| charged.has(SHARE)) {
+            self.correct_share(share, reserved_work, actual_work, view);
+        }
         for (at, (reserved, actual)) in reserved.iter().zip(actual).enumerate() {
             if charged.has(at) && reserved != actual {
                 self.correct_one(at, terms, *reserved, *actual, view);
@@ -238,9 +295,12 @@ impl Slot {
 
     /// What is used, in the terms of another row or another way of counting.
     fn rebase(&mut self, terms: &Terms<'_>, view: &View<'_>) {
-        if self.basis == terms.basis && self.row == terms.row && terms.basis != Basis::Own {
+        let share = terms.share.and_then(|share| u8::try_from(share.lane + 1).ok()).unwrap_or(0);
+        let same = self.basis == terms.basis && self.row == terms.row && self.share == share;
+        if same && terms.basis != Basis::Own {
             return;
         }
+        let of_share = self.of_share(view);
         let rate = |at: usize| match terms.own.get(at) {
             Some(own) if *own > 0 => *own,
             _ => self.flow(at, view).rate,
@@ -255,6 +315,13 @@ impl Slot {
                 Basis::Own => used,
             }
         });
+        self.share = share;
+        if let Some(at) = usize::from(share).checked_sub(1) {
+            let drained = self.flow(at, view).at(view.now);
+            if let Some(lane) = self.lanes.get_mut(at) {
+                *lane = drained.saturating_add(of_share);
+            }
+        }
     }
 
     fn free(&mut self, terms: &Terms<'_>, view: &View<'_>) {

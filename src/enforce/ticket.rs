@@ -207,6 +207,10 @@ impl<'a> Request<'a> {
 // === impl Refusal ===
 
 impl Refusal {
+    pub(super) fn is_of(&self, scope: Scope) -> bool {
+        matches!(self.reason, RefusalReason::Limit { scope: of, .. } if of == scope)
+    }
+
     pub fn new(reason: RefusalReason, retry_after: Duration) -> Refusal {
         Refusal { reason, retry_after, active: 0, never: false }
     }

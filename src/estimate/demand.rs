@@ -56,6 +56,10 @@ struct RowRate {
     admitted: Rate,
     refused_limit: Rate,
     refused_capacity: Rate,
+    #[serde(default)]
+    refused_share: Rate,
+    #[serde(default)]
+    refused_tier: Rate,
 }
 
 /// Per second.
@@ -78,6 +82,12 @@ pub struct Demand {
     pub admitted: Rate,
     pub refused_limit: Rate,
     pub refused_capacity: Rate,
+    /// Of `refused_limit`: over the key's share of the tier.
+    #[serde(default)]
+    pub refused_share: Rate,
+    /// Of `refused_limit`: over the tier's limit alone.
+    #[serde(default)]
+    pub refused_tier: Rate,
 }
 
 /// A node of a pool, for its share.
@@ -203,6 +213,8 @@ impl Nodes {
             demand.admitted.add(row.admitted);
             demand.refused_limit.add(row.refused_limit);
             demand.refused_capacity.add(row.refused_capacity);
+            demand.refused_share.add(row.refused_share);
+            demand.refused_tier.add(row.refused_tier);
         }
         demand
     }
@@ -330,6 +342,8 @@ impl RowRate {
             admitted: rate(|row| row.admitted),
             refused_limit: rate(|row| row.refused_limit),
             refused_capacity: rate(|row| row.refused_capacity),
+            refused_share: rate(|row| row.refused_share),
+            refused_tier: rate(|row| row.refused_tier),
         }
     }
 }

@@ -277,6 +277,8 @@ fn report(uptime: u64, instance: u64, offered: u64, errors: u64) -> UsageReport 
             admitted: work,
             refused_limit: Work::default(),
             refused_capacity: Work::default(),
+            refused_share: Work::default(),
+            refused_tier: Work::default(),
         }],
         pools: [(
             PoolId::new("p"),

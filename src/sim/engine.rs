@@ -8,15 +8,17 @@
 //! the step that ends a prompt.
 
 mod replica;
+mod servers;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::time::Duration;
 
 use crate::sim::law::Ask;
 use crate::unit::Instant;
 
-use replica::Replica;
+use worker::Worker;
 
 /// What one replica of the reference plant is: a model of 70 B parameters on four large GPUs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +41,8 @@ pub struct Shape {
     pub patience: Duration,
     /// Work of one output token.
     pub output_cost: f64,
+    /// No batch: each slot is a server that does one job at a time.
+    pub jobs: bool,
 }
 
 /// One admitted request.
@@ -81,7 +85,7 @@ pub(in crate::sim) struct Slab {
 #[derive(Debug)]
 pub struct Engine {
     shape: Shape,
-    replicas: Vec<Replica>,
+    replicas: Vec<Worker>,
     slab: Slab,
     /// What happened and was not yet taken.
     events: Vec<Event>,
@@ -114,6 +118,7 @@ impl Default for Shape {
             kv: 460_000,
             patience: Duration::from_secs(30),
             output_cost: 2.5,
+            jobs: false,
         }
     }
 }
@@ -160,7 +165,7 @@ impl Slab {
 
 impl Engine {
     pub fn new(shape: Shape, replicas: usize) -> Engine {
-        let replicas = (0..replicas).map(|_| Replica::new()).collect();
+        let replicas = (0..replicas).map(|_| Worker::new(&shape)).collect();
         Engine { shape, replicas, slab: Slab::default(), events: Vec::new() }
     }
 
@@ -170,15 +175,14 @@ impl Engine {
 
     /// When the next step of any replica ends.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.replicas.iter().filter_map(|replica| replica.ends).min()
+        self.replicas.iter().filter_map(Worker::ends).min()
     }
 
     /// Ends the steps that end at `now`. Take what they brought with [`Engine::events`].
     pub fn step(&mut self, now: Instant) {
         for replica in &mut self.replicas {
-            if replica.ends.is_some_and(|ends| ends <= now) {
-                replica.finish(&self.shape, &mut self.slab, &mut self.events, now);
-                replica.begin(&self.shape, &mut self.slab, &mut self.events, now);
+            if replica.ends().is_some_and(|ends| ends <= now) {
+                replica.step(&self.shape, &mut self.slab, &mut self.events, now);
             }
         }
     }
@@ -197,9 +201,9 @@ impl Engine {
         self.slab.remove(place);
     }
 
-    /// To the living replica with the fewest requests. False when none lives: nothing is kept.
+    /// To the living replica with the shortest line, then the fewest requests. False when none lives: nothing is kept.
     pub fn submit(&mut self, now: Instant, node: u32, ask: Ask) -> bool {
-        let living = self.replicas.iter_mut().filter(|replica| replica.alive);
+        let living = self.replicas.iter_mut().filter(|replica| replica.alive());
         let Some(replica) = living.min_by_key(|replica| replica.line()) else { return false };
         let (prompt, output) = (ask.prompt.max(1), ask.output.max(1));
         let place = self.slab.insert(Sequence {
@@ -213,17 +217,14 @@ impl Engine {
             decoding: false,
             turn: 0,
         });
-        replica.submit(&self.shape, &mut self.slab, place);
-        if replica.ends.is_none() {
-            replica.begin(&self.shape, &mut self.slab, &mut self.events, now);
-        }
+        replica.submit(&self.shape, &mut self.slab, &mut self.events, now, place);
         true
     }
 
     /// A process that dies takes its sequences with it: `lost` is told each with the work that was
     /// done on it.
     pub fn die(&mut self, at: usize, mut lost: impl FnMut(&Sequence, f64)) {
-        let Some(replica) = self.replicas.get_mut(at).filter(|replica| replica.alive) else { return };
+        let Some(replica) = self.replicas.get_mut(at).filter(|replica| replica.alive()) else { return };
         for (place, work) in replica.die(&self.shape, &self.slab) {
             lost(self.slab.read(place), work);
             self.slab.remove(place);
@@ -231,30 +232,30 @@ impl Engine {
     }
 
     pub fn revive(&mut self, at: usize) {
-        if let Some(replica) = self.replicas.get_mut(at).filter(|replica| !replica.alive) {
-            *replica = Replica::new();
+        if let Some(replica) = self.replicas.get_mut(at).filter(|replica| !replica.alive()) {
+            *replica = Worker::new(&self.shape);
         }
     }
 
     /// From its next step on it does `part` of what it could.
     pub fn slow(&mut self, at: usize, part: f64) {
         if let Some(replica) = self.replicas.get_mut(at) {
-            replica.part = part.max(0.01);
+            *replica.part() = part.max(0.01);
         }
     }
 
     /// What living replicas can do, as replicas at full speed.
     pub fn speed(&self) -> f64 {
-        self.replicas.iter().filter(|replica| replica.alive).map(|replica| replica.part).sum()
+        self.replicas.iter().map(Worker::speed).sum()
     }
 
     pub fn alive(&self) -> usize {
-        self.replicas.iter().filter(|replica| replica.alive).count()
+        self.replicas.iter().filter(|replica| replica.alive()).count()
     }
 
     /// Work of requests that wait for a place in a batch.
     pub fn queued_work(&self) -> f64 {
-        self.replicas.iter().map(|replica| replica.queued_work).sum()
+        self.replicas.iter().map(Worker::queued_work).sum()
     }
 
     pub fn gauges(&self) -> impl Iterator<Item = Gauges> {

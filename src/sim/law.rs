@@ -100,6 +100,10 @@ pub trait Law {
 
     fn tick(&mut self, now: Instant, seen: &Seen<'_>);
 
+    /// Whatever decides for all nodes dies, or is back with what it had written down. Laws that
+    /// live in the nodes have no such thing.
+    fn controller(&mut self, _up: bool) {}
+
     fn know(&mut self, _now: Instant, _truth: &Truth<'_>) {}
 
     /// False is a 429 or 503.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::planted::bug;
 use crate::unit::{Instant, Limit};
-use crate::wire::table::{Entry, LimitTable, Stamp, TableError};
+use crate::wire::entry::Entry;
+use crate::wire::table::{LimitTable, Stamp, TableError};
 
 /// Most that a steered limit falls in one interval, as the factor that remains.
 pub const STEER_DOWN_PER_INTERVAL: f64 = 0.7;

@@ -11,6 +11,7 @@ use crate::bounds::NAME_BYTES_MAX;
 use crate::bounds::TABLE_BYTES_MAX;
 use crate::bounds::TABLE_ENTRIES_MAX;
 use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, ProductId, ProviderId, TierId, WorkUnit};
+use crate::wire::entry::Entry;
 use crate::wire::head::Head;
 use crate::wire::product::{Budget, BudgetEntry, Credit, ModelEntry, Product};
 
@@ -99,25 +100,6 @@ pub struct Row {
 pub struct Yields {
     pub waiting: u32,
     pub in_flight: u32,
-}
-
-/// One dimension of one row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// All keys of the tier together, all nodes together.
-    pub tier_limit: Limit,
-    /// One key, all nodes together.
-    pub key_limit: Limit,
-    /// One account with all its keys, all nodes together.
-    #[serde(default = "unlimited")]
-    pub account_limit: Limit,
-    /// Where a node alone steers `tier_limit` to.
-    pub safe: Limit,
-    /// No decision raises `tier_limit` above this.
-    pub ceiling: Limit,
-    /// What the tier has before any other gets more.
-    #[serde(default = "nothing")]
-    pub guarantee: Limit,
 }
 
 /// Why a table may not be published or applied.
@@ -344,30 +326,6 @@ impl Row {
         }
         Ok(())
     }
-}
-
-// === impl Entry ===
-
-impl Default for Entry {
-    /// Limits nothing.
-    fn default() -> Entry {
-        Entry {
-            tier_limit: Limit::Unlimited,
-            key_limit: Limit::Unlimited,
-            account_limit: Limit::Unlimited,
-            safe: Limit::Unlimited,
-            ceiling: Limit::Unlimited,
-            guarantee: Limit::Finite(0),
-        }
-    }
-}
-
-fn unlimited() -> Limit {
-    Limit::Unlimited
-}
-
-fn nothing() -> Limit {
-    Limit::Finite(0)
 }
 
 fn name_ok(name: &str) -> bool {

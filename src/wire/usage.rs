@@ -59,6 +59,12 @@ pub struct UsageRow {
     pub refused_limit: Work,
     /// Inside its limit, but the pool had no room (503).
     pub refused_capacity: Work,
+    /// Of `refused_limit`: over the key's fair share of a tier that is used up.
+    #[serde(default)]
+    pub refused_share: Work,
+    /// Of `refused_limit`: inside every limit of its own, but over the tier's.
+    #[serde(default)]
+    pub refused_tier: Work,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,5 +244,13 @@ impl Work {
     pub fn add(&mut self, work: u64) {
         self.requests = self.requests.saturating_add(1);
         self.work = self.work.saturating_add(work);
+    }
+
+    #[must_use]
+    pub fn plus(self, other: Work) -> Work {
+        Work {
+            requests: self.requests.saturating_add(other.requests),
+            work: self.work.saturating_add(other.work),
+        }
     }
 }

@@ -194,6 +194,7 @@ async fn s0_17_and_s3_10_a_tenant_sees_its_limits_what_remains_and_which_bound_i
         safe: Limit::Finite(10_000),
         key_limit: Limit::Finite(90_000),
         account_limit: Limit::Finite(90_000),
+        key_share: Limit::Unlimited,
     };
     let mut table =
         product("openai", Span::Model, &[(RPM, key_limit(60)), (TPM, tier), (IPM, Entry::default())]);

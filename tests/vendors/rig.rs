@@ -97,6 +97,8 @@ impl Loop {
                     admitted: work,
                     refused_limit: Work { requests: *sum / 1_000, work: *sum / 10 },
                     refused_capacity: Work::default(),
+                    refused_share: Work::default(),
+                    refused_tier: Work::default(),
                 });
             }
         }

@@ -176,8 +176,8 @@ fn main() {
 }
 
 fn rates(clock: &SystemClock, keys: &[Key]) {
-    let (ours, theirs) = (limiter(clock, false, KEYS + KEYS / 8), governor());
     let before = resident();
+    let (ours, theirs) = (limiter(clock, false, KEYS + KEYS / 8), governor());
     keys.iter().for_each(|raw| check(&ours, clock, raw));
     let bytes = resident() - before;
     assert_eq!(ours.keys_held(), KEYS);

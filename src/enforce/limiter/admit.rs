@@ -10,14 +10,14 @@ use crate::enforce::meters::{Amounts, Charged, Meters, Over, RATES, RETRY_SOON, 
 use crate::enforce::minute::Wall;
 use crate::enforce::slot::{Basis, Terms, View};
 use crate::enforce::ticket::{
-    Costs, JobSlot, KeyId, KeySlot, Places, Refusal, RefusalReason, Request, Scope, Settlement, Ticket,
+    Costs, JobSlot, KeyId, KeySlot, Places, Refusal, RefusalReason, Request, Scope, Ticket,
 };
 use crate::planted::bug;
 use crate::unit::{Instant, Limit};
 use crate::wire::Held;
 
-use super::cells::{PoolState, RowState};
-use super::rules::{Built, ModelRules, PoolRules, RowRules, Rules};
+use super::cells::{Counted, PoolState};
+use super::rules::{Built, ModelRules, RowRules, Rules};
 use super::sync::{MutexGuard, lock};
 
 /// A part of the keys, and what they are tested against. All keys of an account are in one.
@@ -45,11 +45,13 @@ pub struct Own {
     pub account: Option<Built>,
 }
 
-/// Whatever requests of all keys share, locked in the one order.
+/// What requests of all keys share, locked in the one order, as far as the request is limited by
+/// it or held in it.
 struct Shared<'a> {
-    row: MutexGuard<'a, RowState>,
+    counted: MutexGuard<'a, Counted>,
+    tier: Option<MutexGuard<'a, Meters>>,
     model: Option<(&'a ModelRules, MutexGuard<'a, Meters>)>,
-    pool: MutexGuard<'a, PoolState>,
+    pool: Option<MutexGuard<'a, PoolState>>,
 }
 
 /// A refusal in the making: the longest wait of all tests that failed.
@@ -66,9 +68,9 @@ impl Shard {
         let view = View { flows: &rules.flows, now, minute: wall.minute(now) };
         let own = Own::of(row, request);
         let (key, account) = parties(keys, row_at, row, request, &own, &view);
-        let mut hold = |party: Party<'_>| party.charge(keys, &Amounts::default(), false, true, &view).0;
+        let mut hold = |party: Party<'_>| party.charge(keys, &Amounts::default(), 0, (false, true), &view).0;
         let (key, account) = (key.map(&mut hold), account.map(&mut hold));
-        lock(&row.cell.state).meters.hold(false, true);
+        lock(&row.cell.meters).hold(false, true);
         let model = rules.model(row.model).map(|model| {
             lock(&model.state).hold(false, true);
             row.model
@@ -97,10 +99,19 @@ impl Shard {
         let tier = steered.as_ref().map_or(&*row.tier, Built::limits);
         let own = Own::of(row, request);
         let (key, account) = parties(keys, row_at, row, request, &own, &view);
-        let mut shared = Shared::lock(rules, row, pool);
-        shared.row.counted.offered.add(costs.work);
+        let mut shared = Shared {
+            counted: row.cell.counted(*at),
+            tier: (stays || !tier.is_empty()).then(|| lock(&row.cell.meters)),
+            model: rules.model(row.model).map(|model| (model, lock(&model.state))),
+            pool: (stays || pool_limits.bind()).then(|| lock(&pool.cell.state)),
+        };
+        shared.counted.offered.add(costs.work);
         let mut worst = Worst::default();
-        worst.add(Scope::Tier, shared.row.meters.test(now, tier, &weighted, request.job));
+        let share = shared.over_share(row, tier, keys, key.as_ref(), costs.work, &view);
+        worst.add(Scope::Key, share);
+        if let Some(meters) = &mut shared.tier {
+            worst.add(Scope::Tier, meters.test(now, tier, &weighted, request.job));
+        }
         for (scope, party) in [(Scope::Key, &key), (Scope::Account, &account)] {
             if let Some(party) = party {
                 let (slot, counts) = keys.state(&party.name, party.place);
@@ -111,17 +122,17 @@ impl Shard {
             worst.add(Scope::Model, meters.test(now, &rules.limits, &plain, request.job));
         }
         if let Some(refusal) = worst.refusal() {
-            shared.row.counted.refused_limit.add(costs.work);
-            if bug("refused-charges") {
-                shared.row.meters.charge(now, tier, &weighted);
+            shared.refuse(&refusal, share.is_some(), costs.work);
+            if let Some(meters) = shared.tier.as_mut().filter(|_| bug("refused-charges")) {
+                meters.charge(now, tier, &weighted);
             }
             return Err(refusal);
         }
-        if let Some(cap) = shared.pool.has_no_room(pool_limits, row.yields) {
-            shared.row.counted.refused_capacity.add(costs.work);
+        if let Some(cap) = shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields)) {
+            shared.counted.refused_capacity.add(costs.work);
             return Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON));
         }
-        let more = also(&costs).inspect_err(|_| shared.row.counted.refused_limit.add(costs.work))?;
+        let more = also(&costs).inspect_err(|_| shared.counted.refused_limit.add(costs.work))?;
         let mut ticket = Ticket {
             place: Places { shard: *at, row: row_at, model: None, key: None, account: None },
             pool: row.pool,
@@ -135,12 +146,10 @@ impl Shard {
             admitted_at: now,
             job: request.job,
         };
-        let mut charge = |party: Option<Party<'_>>| match party {
-            Some(party) => {
-                let (slot, charged) = party.charge(keys, &plain, stays, request.job, &view);
-                (Some(slot), charged)
-            }
-            None => (None, Charged::default()),
+        let held = (stays, request.job);
+        let mut charge = |party: Option<Party<'_>>| {
+            let charged = party.map(|party| party.charge(keys, &plain, costs.work, held, &view));
+            charged.map_or((None, Charged::default()), |(slot, charged)| (Some(slot), charged))
         };
         let [_, of_key, of_account, _] = &mut ticket.charged;
         (ticket.place.key, *of_key) = charge(key);
@@ -168,7 +177,8 @@ impl Own {
 /// Under what terms a key or account is counted; nothing of it is where nothing is limited.
 pub fn terms<'a>(row_at: u32, row: &'a RowRules, scope: Scope, own: Option<&'a Built>) -> Option<Terms<'a>> {
     let limits = own.map_or(row.limits(scope), Built::limits);
-    if limits.is_empty() {
+    let share = row.share.as_ref().filter(|share| scope == Scope::Key && share.fits(limits));
+    if limits.is_empty() && share.is_none() {
         return None;
     }
     let own = own.map(Built::rates);
@@ -177,6 +187,7 @@ pub fn terms<'a>(row_at: u32, row: &'a RowRules, scope: Scope, own: Option<&'a B
         limits,
         basis: Basis::of(row.window, own.is_some()),
         own: own.unwrap_or_default(),
+        share,
     })
 }
 
@@ -209,45 +220,68 @@ impl Party<'_> {
         self,
         keys: &mut Keys,
         amounts: &Amounts,
-        stays: bool,
-        job: bool,
+        work: u64,
+        (stays, job): (bool, bool),
         view: &View<'_>,
     ) -> (KeySlot, Charged) {
         let slot = keys.take(self.name, self.place);
         keys.hold(slot, stays, job);
-        let charged = keys.state_mut(slot).map(|state| state.charge(&self.terms, amounts, view));
+        let charged = keys.state_mut(slot).map(|state| state.charge(&self.terms, amounts, work, view));
         (slot, charged.unwrap_or_default())
     }
 }
 
 // === impl Shared ===
 
-impl<'a> Shared<'a> {
-    fn lock(rules: &'a Rules, row: &'a RowRules, pool: &'a PoolRules) -> Shared<'a> {
-        Shared {
-            row: lock(&row.cell.state),
-            model: rules.model(row.model).map(|model| (model, lock(&model.state))),
-            pool: lock(&pool.cell.state),
+impl Shared<'_> {
+    fn refuse(&mut self, refusal: &Refusal, by_share: bool, work: u64) {
+        self.counted.refused_limit.add(work);
+        if by_share {
+            self.counted.refused_share.add(work);
+        } else if refusal.is_of(Scope::Tier) {
+            self.counted.refused_tier.add(work);
         }
+    }
+
+    /// Whether the key asks for more than its fair share of a tier that is being used up. While
+    /// there is enough for everybody a share binds nobody.
+    fn over_share(
+        &mut self,
+        row: &RowRules,
+        tier: &[Allowance],
+        keys: &Keys,
+        key: Option<&Party<'_>>,
+        work: u64,
+        view: &View<'_>,
+    ) -> Option<Over> {
+        let party = key?;
+        let share = party.terms.share?;
+        let meters = self.tier.as_mut()?;
+        if !meters.is_contended(view.now, tier, row.unit.dimension()) {
+            return None;
+        }
+        keys.state(&party.name, party.place).0.test_share(share, work, view)
     }
 
     fn charge(&mut self, ticket: &mut Ticket, row: &RowRules, tier: &[Allowance], stays: bool) {
         let (now, job, costs) = (ticket.admitted_at, ticket.job, ticket.reserved);
         let [of_tier, .., of_model] = &mut ticket.charged;
-        *of_tier = self.row.meters.charge(now, tier, &costs.weighted(row.unit));
-        self.row.meters.hold(stays, job);
+        if let Some(meters) = &mut self.tier {
+            *of_tier = meters.charge(now, tier, &costs.weighted(row.unit));
+            meters.hold(stays, job);
+        }
         if let Some((rules, meters)) = &mut self.model {
             *of_model = meters.charge(now, &rules.limits, &costs.rates());
             meters.hold(stays, job);
             ticket.place.model = Some(row.model);
         }
-        self.row.counted.admitted.add(costs.work);
-        if stays {
-            self.pool.in_flight = self.pool.in_flight.saturating_add(1);
-            self.pool.waiting = self.pool.waiting.saturating_add(ticket.waiting);
-        } else {
-            self.row.settled_work = self.row.settled_work.saturating_add(costs.work);
-            self.pool.count(Settlement::Rejected);
+        self.counted.admitted.add(costs.work);
+        match &mut self.pool {
+            Some(pool) if stays => {
+                pool.in_flight = pool.in_flight.saturating_add(1);
+                pool.waiting = pool.waiting.saturating_add(ticket.waiting);
+            }
+            _ => self.counted.settled_work = self.counted.settled_work.saturating_add(costs.work),
         }
     }
 }

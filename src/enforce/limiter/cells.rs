@@ -11,8 +11,10 @@ use crate::unit::{Limit, ModelId, PPM, PoolId, TierId};
 use crate::wire::{PoolUsage, Work, Yields};
 
 use super::rules::PoolLimits;
-use super::sync::Mutex;
+use super::sync::{Mutex, MutexGuard, lock};
 
+/// Parts of what is counted; a power of two.
+const STRIPES: usize = 4;
 /// Weight of the newest request in the learned output.
 const OUTPUT_GAIN: f64 = 0.05;
 
@@ -23,15 +25,10 @@ pub struct RowCell {
     pub tier: TierId,
     /// Learned output tokens of a request, as bits; read without the lock.
     output: AtomicU64,
-    pub state: Mutex<RowState>,
-}
-
-#[derive(Debug, Default)]
-pub struct RowState {
-    pub meters: Meters,
-    pub counted: Counted,
-    /// Work of requests that have ended; unlike what is admitted it never falls.
-    pub settled_work: u64,
+    /// What all keys of the tier have used together.
+    pub meters: Mutex<Meters>,
+    /// By shard, modulo their number: what is only counted is not worth waiting for each other.
+    counted: [Padded<Mutex<Counted>>; STRIPES],
 }
 
 /// Cumulative, as reported.
@@ -41,7 +38,16 @@ pub struct Counted {
     pub admitted: Work,
     pub refused_limit: Work,
     pub refused_capacity: Work,
+    pub refused_share: Work,
+    pub refused_tier: Work,
+    /// Work of requests that have ended; unlike what is admitted it never falls.
+    pub settled_work: u64,
 }
+
+/// Shares no cache line with its neighbours.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Padded<T>(pub T);
 
 #[derive(Debug)]
 pub struct PoolCell {
@@ -62,7 +68,20 @@ pub struct PoolState {
 impl RowCell {
     pub fn new(model: ModelId, tier: TierId) -> RowCell {
         let output = AtomicU64::new(f64::NAN.to_bits());
-        RowCell { model, tier, output, state: Mutex::new(RowState::default()) }
+        let counted = std::array::from_fn(|_| Padded(Mutex::new(Counted::default())));
+        RowCell { model, tier, output, meters: Mutex::new(Meters::default()), counted }
+    }
+
+    /// What a shard counts in.
+    #[expect(clippy::indexing_slicing, reason = "a place taken modulo the length")]
+    pub fn counted(&self, shard: u32) -> MutexGuard<'_, Counted> {
+        lock(&self.counted[shard as usize % STRIPES].0)
+    }
+
+    /// What all shards have counted.
+    pub fn total(&self) -> Counted {
+        let parts = self.counted.iter().map(|part| *lock(&part.0));
+        parts.fold(Counted::default(), Counted::plus)
     }
 
     /// None before the first request was settled.
@@ -70,11 +89,27 @@ impl RowCell {
         Some(f64::from_bits(self.output.load(Ordering::Relaxed))).filter(|output| !output.is_nan())
     }
 
-    /// Under the row's lock, so that no lesson is lost.
+    /// A lesson that another thread learns at the same instant may be lost.
     pub fn learn(&self, output_tokens: u64) {
         let seen = output_tokens as f64;
         let learned = self.output().map_or(seen, |learned| learned + OUTPUT_GAIN * (seen - learned));
         self.output.store(learned.to_bits(), Ordering::Relaxed);
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn plus(self, other: Counted) -> Counted {
+        Counted {
+            offered: self.offered.plus(other.offered),
+            admitted: self.admitted.plus(other.admitted),
+            refused_limit: self.refused_limit.plus(other.refused_limit),
+            refused_capacity: self.refused_capacity.plus(other.refused_capacity),
+            refused_share: self.refused_share.plus(other.refused_share),
+            refused_tier: self.refused_tier.plus(other.refused_tier),
+            settled_work: self.settled_work.saturating_add(other.settled_work),
+        }
     }
 }
 

@@ -93,14 +93,17 @@ impl Shard {
         let (before, after) = (ticket.reserved.weighted(row.unit), actual.weighted(row.unit));
         let [of_tier, of_key, of_account, of_model] = ticket.charged;
         {
-            let mut state = lock(&row.cell.state);
-            // A row that is not in the table limits nothing.
-            let tier = if row.live { tier } else { &[] };
-            state.meters.correct(now, tier, of_tier, &before, &after);
-            state.meters.end(ends, ends && ticket.job);
-            let admitted = &mut state.counted.admitted;
+            let mut counted = row.cell.counted(ticket.place.shard);
+            let admitted = &mut counted.admitted;
             admitted.requests = admitted.requests.saturating_sub(1).saturating_add(actual.requests);
             admitted.work = admitted.work.saturating_sub(ticket.reserved.work).saturating_add(actual.work);
+        }
+        {
+            let mut meters = lock(&row.cell.meters);
+            // A row that is not in the table limits nothing.
+            let tier = if row.live { tier } else { &[] };
+            meters.correct(now, tier, of_tier, &before, &after);
+            meters.end(ends, ends && ticket.job);
         }
         let (before, after): (Amounts, Amounts) = (ticket.reserved.rates(), actual.rates());
         if let Some(model) = ticket.place.model.and_then(|at| rules.models.get(at as usize)) {
@@ -108,17 +111,20 @@ impl Shard {
             meters.correct(now, &model.limits, of_model, &before, &after);
             meters.end(ends, ends && ticket.job);
         }
+        let work = (ticket.reserved.work, actual.work);
         let parties =
             [(ticket.place.key, of_key, &*row.key), (ticket.place.account, of_account, &*row.account)];
         for ((slot, charged, limits), own) in parties.into_iter().zip(ticket.own) {
             let Some(slot) = slot else { continue };
             let basis = Basis::of(row.window, own.iter().any(|rate| *rate > 0));
-            let terms = Terms { row: ticket.place.row, limits, basis, own };
+            let share = row.share.as_ref().filter(|_| Some(slot) == ticket.place.key);
+            let share = share.filter(|share| share.fits(limits));
+            let terms = Terms { row: ticket.place.row, limits, basis, own, share };
             // What a minute that is over has admitted counts in it and in no other.
             let late = basis == Basis::Minute && ticket.minute != view.minute.number;
             keys.release(slot, ends, ends && ticket.job, |slot: &mut Slot| {
                 if !late {
-                    slot.correct(&terms, charged, &before, &after, &view);
+                    slot.correct(&terms, charged, (&before, work.0), (&after, work.1), &view);
                 }
             });
         }
@@ -128,11 +134,11 @@ impl Shard {
     fn finish(&mut self, ticket: &Ticket, actual: &Costs, outcome: Settlement) {
         let Some(row) = self.rules.row(ticket.place.row) else { return };
         {
-            let mut state = lock(&row.cell.state);
-            if let Settlement::Used { output_tokens, .. } = outcome {
-                row.cell.learn(output_tokens);
-            }
-            state.settled_work = state.settled_work.saturating_add(actual.work);
+            let mut counted = row.cell.counted(ticket.place.shard);
+            counted.settled_work = counted.settled_work.saturating_add(actual.work);
+        }
+        if let Settlement::Used { output_tokens, .. } = outcome {
+            row.cell.learn(output_tokens);
         }
         let Some(pool) = self.rules.pool(ticket.pool) else { return };
         let mut pool = lock(&pool.cell.state);
@@ -145,7 +151,7 @@ impl Shard {
     fn end_job(&mut self, place: &Places) {
         let Shard { rules, keys, .. } = self;
         if let Some(row) = rules.row(place.row) {
-            lock(&row.cell.state).meters.end(false, true);
+            lock(&row.cell.meters).end(false, true);
         }
         if let Some(model) = place.model.and_then(|at| rules.models.get(at as usize)) {
             lock(&model.state).end(false, true);

@@ -7,7 +7,8 @@
 //! Any number of threads may use one limiter. Keys are parted into shards, each with a lock, its
 //! share of the memory, and the compiled table; a table is put in force under all of these locks,
 //! so that every decision is taken wholly before or wholly after it. What requests of all keys
-//! share has small locks of its own, taken in one order. The table in force is read without any.
+//! share has small locks of its own, taken in one order and only where something is limited or
+//! held. The table in force is read without any.
 
 mod admit;
 mod cells;
@@ -36,6 +37,7 @@ use crate::unit::{Instant, NodeId};
 use crate::wire::{Held, LimitTable, Offer, TableError};
 
 use admit::Shard;
+use cells::Padded;
 use registry::Registry;
 use rules::Rules;
 use sync::{Mutex, MutexGuard, lock};
@@ -51,16 +53,11 @@ const KEYS_PER_SHARD: usize = 512;
 #[derive(Debug)]
 pub struct Limiter {
     node: NodeId,
-    shards: Box<[Padded]>,
+    shards: Box<[Padded<Mutex<Shard>>]>,
     registry: Mutex<Registry>,
     held: ArcSwapOption<Held>,
     secret: (u64, u64),
 }
-
-/// A shard that shares no cache line with its neighbours.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Padded(Mutex<Shard>);
 
 // === impl Limiter ===
 

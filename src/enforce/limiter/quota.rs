@@ -104,6 +104,6 @@ impl Shard {
         let steered =
             self.held.as_ref().filter(|_| now >= self.valid_until).map(|held| row.steered(held, now));
         let tier = steered.as_ref().map_or(&*row.tier, Built::limits);
-        shown.meters(now, Scope::Tier, tier, &lock(&row.cell.state).meters);
+        shown.meters(now, Scope::Tier, tier, &lock(&row.cell.meters));
     }
 }

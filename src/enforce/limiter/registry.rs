@@ -11,8 +11,8 @@ use crate::planted::bug;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, ProductId, TierId};
 use crate::wire::{CachedInput, Held, LimitTable, Row, Span, TableError, Window};
 
-use super::cells::{PoolCell, PoolState, RowCell, RowState};
-use super::rules::{ModelRules, PoolLimits, PoolRules, RowRules, Rules, flows, limits_of};
+use super::cells::{PoolCell, PoolState, RowCell};
+use super::rules::{ModelRules, PoolLimits, PoolRules, RowRules, Rules, flows, limits_of, share_of};
 use super::sync::{Mutex, lock};
 
 /// All names so far; only whoever brings a table or asks for a report looks at it.
@@ -61,7 +61,7 @@ impl Registry {
         for row in &table.rows {
             let Some((rules, at)) = self.row(row, table, node, &rows, &mut models) else { continue };
             if bug("refill-on-swap") {
-                *lock(&rules.cell.state) = RowState::default();
+                *lock(&rules.cell.meters) = Meters::default();
             }
             let area = flows(areas.get(at), &rules, now);
             put(&mut areas, at, area);
@@ -122,6 +122,7 @@ impl Registry {
             (Some(name), Some(Span::Product)) => SpanName::Product(name.clone()),
             _ => SpanName::Model(row.model.clone()),
         };
+        let key = limits_of(row, Scope::Key, portion);
         let rules = RowRules {
             cell: cell.unwrap_or_else(|| Arc::new(RowCell::new(row.model.clone(), row.tier.clone()))),
             live: true,
@@ -137,7 +138,8 @@ impl Registry {
             cached: product.map_or(CachedInput::default(), |product| product.cached_input),
             tier: limits_of(row, Scope::Tier, portion),
             entries: row.limits.iter().map(|(dimension, entry)| (*dimension, *entry)).collect(),
-            key: limits_of(row, Scope::Key, portion),
+            share: share_of(row, pool.unit, &key, portion),
+            key,
             account: limits_of(row, Scope::Account, portion),
         };
         Some((rules, at as usize))

@@ -9,7 +9,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::enforce::allowance::{Allowance, Portion};
 use crate::enforce::bucket::Rate;
 use crate::enforce::meters::{Meters, RATES, place};
-use crate::enforce::slot::{Flow, Flows};
+use crate::enforce::slot::{Flow, Flows, Share};
 use crate::enforce::ticket::{Costs, Limits, RefusalReason, Request, Scope, Settlement, Ticket};
 use crate::unit::{Dimension, Instant, Limit, MAX_FINITE, ModelId, WorkUnit};
 use crate::wire::{CachedInput, Entry, Held, Row, Window, Yields};
@@ -57,6 +57,7 @@ pub struct RowRules {
     pub entries: Box<[(Dimension, Entry)]>,
     pub key: Box<[Allowance]>,
     pub account: Box<[Allowance]>,
+    pub share: Option<Share>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +125,14 @@ impl Rules {
 
     pub fn pool(&self, at: u32) -> Option<&PoolRules> {
         self.pools.get(at as usize)
+    }
+}
+
+// === impl PoolLimits ===
+
+impl PoolLimits {
+    pub fn bind(&self) -> bool {
+        self.waiting_work != Limit::Unlimited || self.in_flight != Limit::Unlimited
     }
 }
 
@@ -266,7 +275,22 @@ pub fn flows(before: Option<&Flows>, row: &RowRules, now: Instant) -> Flows {
             }
         }
     }
+    let [of_keys, _] = &mut flows;
+    if let Some(share) = &row.share
+        && let Some(flow) = of_keys.get_mut(share.lane)
+    {
+        *flow = flow.turned(now, share.allowance.rate);
+    }
     flows
+}
+
+/// A key's fair share of a row, where the table has one and its limits leave a lane to count it in.
+pub fn share_of(row: &Row, unit: WorkUnit, key: &[Allowance], portion: Portion) -> Option<Share> {
+    let dimension = unit.dimension();
+    let entry = row.limits.get(&dimension)?;
+    let allowance = Allowance::share(dimension, entry.key_share, portion)?;
+    let taken = |lane: &usize| key.iter().any(|limit| place(limit.dimension) == Some(*lane));
+    (0..RATES).rev().find(|lane| !taken(lane)).map(|lane| Share { lane, allowance })
 }
 
 /// Limits of one scope of a row.

@@ -1,5 +1,5 @@
-//! The locks of the limiter: each is held for one pure call, taken in the order shard, row, model,
-//! pool, and never across an await or a system call. Under the feature `model` they are shuttle's,
+//! The locks of the limiter: each is held for one pure call, taken in the order shard, counts,
+//! tier, model, pool, and never across an await or a system call. Under the feature `model` they are shuttle's,
 //! which tries orders of events that a machine rarely shows.
 
 #[cfg(feature = "model")]

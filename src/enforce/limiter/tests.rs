@@ -10,6 +10,7 @@ mod keys;
 mod pools;
 #[cfg(feature = "sim")]
 mod seeded;
+mod shares;
 
 use std::collections::BTreeMap;
 

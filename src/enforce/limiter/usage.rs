@@ -40,8 +40,7 @@ impl Limiter {
         let gone = PoolId::new("none");
         let counts = registry.rows().filter_map(|row| {
             let pool = registry.rules.pool(row.pool).filter(|_| row.live);
-            let state = lock(&row.cell.state);
-            let counted = state.counted;
+            let counted = row.cell.total();
             (counted.offered.requests > 0).then(|| RowCounts {
                 pool: pool.map_or(&gone, |pool| &pool.cell.name).clone(),
                 model: row.cell.model.clone(),
@@ -49,7 +48,7 @@ impl Limiter {
                 offered: counted.offered,
                 refused_limit: counted.refused_limit,
                 refused_capacity: counted.refused_capacity,
-                settled_work: state.settled_work,
+                settled_work: counted.settled_work,
             })
         });
         counts.take(REPORT_ROWS_MAX).collect()
@@ -67,7 +66,7 @@ impl Limiter {
         let names: usize = pools.keys().map(|name| ROW_BYTES + 2 * name.as_str().len()).sum();
         let mut bytes = ROW_BYTES + 2 * NACK_BYTES_MAX + names;
         let asked = registry.rows().filter_map(|row| {
-            let counted = lock(&row.cell.state).counted;
+            let counted = row.cell.total();
             (counted.offered.requests > 0).then_some((&row.cell, counted))
         });
         let fitting = asked.take(REPORT_ROWS_MAX).take_while(|(cell, _)| {
@@ -81,6 +80,8 @@ impl Limiter {
             admitted: counted.admitted,
             refused_limit: counted.refused_limit,
             refused_capacity: counted.refused_capacity,
+            refused_share: counted.refused_share,
+            refused_tier: counted.refused_tier,
         });
         UsageReport {
             schema: SCHEMA,

@@ -76,13 +76,10 @@ impl Replica {
         }
     }
 
-    pub fn requests(&self) -> usize {
-        self.waiting.len() + self.running()
-    }
-
-    /// Prompt tokens in line, then requests: what routers that read gauges go by.
+    /// Requests whose prompt is not done, then all.
     pub fn line(&self) -> (usize, usize) {
-        (self.waiting.len() + usize::from(self.partial.is_some()), self.requests())
+        let line = self.waiting.len() + usize::from(self.partial.is_some());
+        (line, self.waiting.len() + self.running())
     }
 
     fn running(&self) -> usize {

@@ -243,7 +243,7 @@ impl Mix {
         let (tier, key) = chosen;
         Arrival {
             at: Instant((at * 1e9) as u64),
-            ask: Ask { id: 0, tier, key, prompt, images: 0, output },
+            ask: Ask { id: 0, tier, key, prompt, images: u32::from(trial.shape.jobs), output },
             node: u32::try_from(chance.below(trial.nodes)).unwrap_or(0),
         }
     }

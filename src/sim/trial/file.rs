@@ -14,6 +14,7 @@ use crate::policy::fields::{Fields, Text};
 use crate::policy::file::{self, Node};
 use crate::policy::report::{Report, listed, nearest};
 use crate::policy::value::{self, Refusal};
+use crate::sim::engine::Shape;
 use crate::sim::trial::score::Metric;
 use crate::sim::trial::sizes::Sizes;
 use crate::sim::trial::{Retries, TierTerms, Trial, Wave};
@@ -81,6 +82,11 @@ fn scenario(node: Node, report: &mut Report) -> Option<Scenario> {
         tiers: tiers(&mut fields).unwrap_or(base.tiers),
         ..base
     };
+    if trial.sizes == Sizes::Images {
+        // Eight servers a replica, and nobody leaves before a minute has passed.
+        let patience = Duration::from_secs(60);
+        trial.shape = Shape { slots: 8, jobs: true, output_cost: 0.0, patience, ..trial.shape };
+    }
     events::take(&mut fields, &mut trial);
     let (band, goal) = (metrics(&mut fields, "band"), metrics(&mut fields, "goal"));
     fields.close(FIELDS);

@@ -100,6 +100,8 @@ pub enum Happening {
     Flood { tier: usize, key: Option<u32>, times: f64 },
     /// Answers are this many times as long as at first.
     Output { times: f64 },
+    /// The controller dies, or is back with its state.
+    Controller { up: bool },
 }
 
 // === impl Trial ===

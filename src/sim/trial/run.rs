@@ -229,6 +229,7 @@ impl<'a> Run<'a> {
                     }
                 }
             }
+            Happening::Controller { up } => self.law.controller(*up),
             // The demand was drawn with it.
             Happening::Flood { .. } | Happening::Output { .. } => {}
         }

@@ -14,6 +14,9 @@ pub enum Sizes {
     Code,
     /// Long contexts: Mooncake, conversation. Means 12 035 and 343 tokens.
     Long,
+    /// Images: one unit of work each, and for the length of an answer the milliseconds of its job,
+    /// 8 s and up to a quarter more or less.
+    Images,
 }
 
 const CHAT_PROMPT: Table = &[
@@ -99,8 +102,8 @@ const TOKENS_MAX: f64 = 1e6;
 // === impl Sizes ===
 
 impl Sizes {
-    pub const ALL: [(&'static str, Sizes); 3] =
-        [("chat", Sizes::Chat), ("code", Sizes::Code), ("long", Sizes::Long)];
+    pub const ALL: [(&'static str, Sizes); 4] =
+        [("chat", Sizes::Chat), ("code", Sizes::Code), ("long", Sizes::Long), ("images", Sizes::Images)];
 
     /// Prompt and output tokens of one request.
     pub fn draw(self, chance: &mut Chance) -> (u32, u32) {
@@ -108,6 +111,7 @@ impl Sizes {
             Sizes::Chat => (CHAT_PROMPT, CHAT_OUTPUT),
             Sizes::Code => (CODE_PROMPT, CODE_OUTPUT),
             Sizes::Long => (LONG_PROMPT, LONG_OUTPUT),
+            Sizes::Images => return (1, tokens(chance.between(6_000.0, 10_000.0))),
         };
         (tokens(quantile(prompt, chance.unit())), tokens(quantile(output, chance.unit())))
     }

@@ -28,6 +28,8 @@ pub struct Tide {
     /// What nodes reported by the last scrape, on its way to the tick.
     reports: VecDeque<Vec<UsageReport>>,
     budget: Option<f64>,
+    down: bool,
+    unit: WorkUnit,
     /// Of requests under way, by id from `oldest` on.
     tickets: VecDeque<Option<Ticket>>,
     oldest: u64,
@@ -51,6 +53,8 @@ impl Tide {
             nodes: (0..terms.nodes).map(node).collect(),
             reports: VecDeque::new(),
             budget: None,
+            down: false,
+            unit: unit(terms),
             tickets: VecDeque::new(),
             oldest: 0,
         }
@@ -81,6 +85,9 @@ impl Law for Tide {
     /// The controller decides as soon as the scrape is in; what it decides is in force now.
     fn tick(&mut self, now: Instant, seen: &Seen<'_>) {
         let usage = self.reports.pop_front().unwrap_or_default();
+        if self.down {
+            return;
+        }
         let pools = BTreeMap::from([(PoolId::new(POOL), seen.round.clone())]);
         let tick = self.controller.tick(now - self.delay, &Round { pools, usage });
         self.budget = tick.pools.values().next().map(|pool| pool.decision.budget);
@@ -91,6 +98,14 @@ impl Law for Tide {
         }
     }
 
+    fn controller(&mut self, up: bool) {
+        if up {
+            // As the journal would give it back.
+            self.controller = Controller::new(Arc::clone(self.controller.policy()), self.controller.state().clone());
+        }
+        self.down = !up;
+    }
+
     fn admit(&mut self, now: Instant, node: usize, ask: &Ask) -> bool {
         let (Some(node), Some(tier)) = (self.nodes.get(node), self.tiers.get(ask.tier)) else { return false };
         let mut key = [0; 32];
@@ -99,7 +114,7 @@ impl Law for Tide {
             input_tokens: u64::from(ask.prompt),
             output_max: None,
             images: u64::from(ask.images),
-            streamed: true,
+            streamed: self.unit == WorkUnit::Tokens,
             ..Request::new(MODEL, tier, key)
         };
         match node.limiter.admit(now, &request) {
@@ -147,6 +162,11 @@ impl Law for Tide {
     }
 }
 
+/// Where an answer's length is no work, images are what is counted.
+fn unit(terms: &Terms) -> WorkUnit {
+    if terms.output_cost > 0.0 { WorkUnit::Tokens } else { WorkUnit::Images }
+}
+
 /// As an operator would write it for this pool.
 fn policy(terms: &Terms, names: &[String]) -> Policy {
     let grant = |tier: &crate::sim::law::Tier| {
@@ -163,7 +183,7 @@ fn policy(terms: &Terms, names: &[String]) -> Policy {
     let tiers = names.iter().zip(&terms.tiers).map(|(name, tier)| (TierId::new(name), grant(tier)));
     let pool = PoolPolicy {
         product: "trial".to_owned(),
-        unit: WorkUnit::Tokens,
+        unit: unit(terms),
         output_cost: OutputCost::Stated(terms.output_cost),
         slo: terms.slo,
         source: SourcePolicy::targets(Vec::new()),

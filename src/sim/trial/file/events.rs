@@ -10,9 +10,10 @@ use crate::sim::trial::{Happening, Trial};
 
 const FIELDS: &[&str] = &[
     "at", "from", "to", "every", "replicas", "become", "part", "pages", "show", "tier", "key", "times",
-    "output_times",
+    "output_times", "controller",
 ];
-const HELP: &str = "write `replicas` and `become`, `pages` and `show`, `tier` and `times`, or `output_times`";
+const HELP: &str = "write `replicas` and `become`, `pages` and `show`, `tier` and `times`, \
+                    `output_times`, or `controller`";
 /// Most changes that one entry stands for.
 const CHANGES_MAX: usize = 10_000;
 
@@ -63,6 +64,8 @@ fn event(fields: &mut Fields<'_>, trial: &Trial) -> Option<Vec<(f64, Happening)>
         flood(fields, &tier, trial)?
     } else if fields.has("output_times") {
         Happening::Output { times: number(fields, "output_times", [0.01, 100.0])? }
+    } else if let Some(state) = fields.text("controller") {
+        Happening::Controller { up: one_of(&state, "state", &[("down", false), ("up", true)], fields.report)? }
     } else {
         fields.complain("nothing happens at this time", HELP);
         return None;

@@ -114,7 +114,7 @@ fn steps(trial: &Trial) -> Vec<(usize, bool)> {
     for (at, what) in &trial.happenings {
         let changes = match what {
             Happening::Die { .. } | Happening::Revive { .. } | Happening::Slow { .. } => true,
-            Happening::Flood { .. } | Happening::Output { .. } => false,
+            Happening::Flood { .. } | Happening::Output { .. } | Happening::Controller { .. } => false,
             Happening::Show { .. } => continue,
         };
         let at = *at as usize;
