@@ -17,7 +17,8 @@ use tidegate::sim::trial::score::Metric;
 
 fn scenarios() -> Vec<(PathBuf, Scenario)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-    let mut paths: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let scenario = |path: PathBuf| {
         let found = read(&path.display().to_string(), &fs::read(&path).unwrap());
@@ -116,8 +117,17 @@ fn the_same_seed_says_the_same_twice_and_another_says_something_else() {
     assert_eq!(first, run("7"));
     assert_ne!(first, run("8").replace("\"seed\":8", "\"seed\":7"));
     let fields = [
-        "scenario", "law", "seed", "goodput_bound", "goodput_oracle", "violation_s", "settle_s", "ttft_p99",
-        "jain", "swing", "guarantee_missed_s",
+        "scenario",
+        "law",
+        "seed",
+        "goodput_bound",
+        "goodput_oracle",
+        "violation_s",
+        "settle_s",
+        "ttft_p99",
+        "jain",
+        "swing",
+        "guarantee_missed_s",
     ];
     let mut laws = Vec::new();
     for line in first.lines() {

@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tidegate::bounds::TRACE_BYTES_MAX;
 use tidegate::policy::diagnostic::render;
 use tidegate::sim::trial::contest::{Row, Spread, contest};
+use tidegate::sim::trial::demand::Demand;
 use tidegate::sim::trial::file::{Scenario, read};
 use tidegate::sim::trial::laws::{self, law};
+use tidegate::sim::trial::plots;
+use tidegate::sim::trial::run::record;
 use tidegate::sim::trial::score::Metric;
 use tidegate::sim::trial::trace::Trace;
 
@@ -34,6 +37,9 @@ pub struct Args {
     /// Requests of a trace instead of drawn ones: Azure LLM CSV, or Mooncake JSON lines.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Writes a page with plots of the first seed; it opens without a network.
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
     /// One JSON object a line, for each law and seed.
     #[arg(long)]
     json: bool,
@@ -57,15 +63,49 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::FAILURE);
     }
     let trace = args.trace.as_deref().map(trace).transpose()?;
+    if args.report.is_some() && scenarios.len() != 1 {
+        return Err("`--report` shows one scenario; name one".into());
+    }
     for scenario in &scenarios {
         let rows = all(scenario, trace.as_ref(), args.seed..args.seed.saturating_add(args.seeds), &laws);
         if args.json {
             rows.iter().for_each(|row| println!("{}", json(&scenario.trial.name, row)));
         } else {
+            clear();
             print!("{}", table(scenario, &rows, &shown_of(&rows, &laws, args.law.is_empty())));
         }
     }
+    if let (Some(path), Some(scenario)) = (&args.report, scenarios.first()) {
+        let page = page(scenario, trace.as_ref(), args.seed, &laws);
+        std::fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of every law at its defaults.
+fn page(scenario: &Scenario, trace: Option<&Trace>, seed: u64, laws: &[String]) -> String {
+    let demand = Demand::draw(&scenario.trial, trace, seed);
+    let one = |name: &String| {
+        let mut law = law(name, &demand.terms, seed)?;
+        Some((name.clone(), record(&scenario.trial, &demand, seed, law.as_mut())))
+    };
+    let runs: Vec<_> = laws.iter().filter(|name| !name.contains('/')).filter_map(one).collect();
+    plots::page(&scenario.trial, seed, &runs)
+}
+
+/// How far it is, for people who wait.
+fn progress(name: &str, done: usize, all: usize) {
+    const WIDTH: usize = 30;
+    if std::io::stderr().is_terminal() {
+        let full = WIDTH * done / all.max(1);
+        eprint!("\r{name} [{}{}] {done}/{all} seeds", "#".repeat(full), "-".repeat(WIDTH - full));
+    }
+}
+
+fn clear() {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[2K");
+    }
 }
 
 fn scenario(path: &Path) -> Result<Option<Scenario>, Failure> {
@@ -93,18 +133,17 @@ fn trace(path: &Path) -> Result<Trace, Failure> {
 }
 
 /// Every seed, side by side on the machine's cores; in the order of the seeds.
-fn all(
-    scenario: &Scenario,
-    trace: Option<&Trace>,
-    seeds: std::ops::Range<u64>,
-    laws: &[String],
-) -> Vec<Row> {
+fn all(scenario: &Scenario, trace: Option<&Trace>, seeds: std::ops::Range<u64>, laws: &[String]) -> Vec<Row> {
     let seeds: Vec<u64> = seeds.collect();
+    let name = &scenario.trial.name;
+    progress(name, 0, seeds.len());
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
             let rows = contest(&scenario.trial, trace, *seed, laws, &law);
-            found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((*seed, rows));
+            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            found.push((*seed, rows));
+            progress(name, found.len(), seeds.len());
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(seeds.len());

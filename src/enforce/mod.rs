@@ -61,7 +61,7 @@ pub mod node;
 #[cfg(feature = "daemon")]
 mod patient;
 #[cfg(feature = "daemon")]
-mod provider;
+pub(crate) mod provider;
 #[cfg(feature = "daemon")]
 mod purse;
 #[cfg(feature = "daemon")]

@@ -7,6 +7,7 @@
 //! first served within the step's token budget, as vLLM's scheduler does; a first token comes with
 //! the step that ends a prompt.
 
+mod provider;
 mod replica;
 mod servers;
 #[cfg(test)]
@@ -43,6 +44,31 @@ pub struct Shape {
     pub output_cost: f64,
     /// No batch: each slot is a server that does one job at a time.
     pub jobs: bool,
+    /// No replica at all: a provider that serves what its quota allows.
+    pub quota: Option<Quota>,
+}
+
+/// What a provider allows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quota {
+    /// Requests a second, over time.
+    pub per_second: f64,
+    /// Requests at once.
+    pub depth: f64,
+    /// Refused calls count too.
+    pub counts_refused: bool,
+    /// Its answers say how it stands.
+    pub headers: bool,
+}
+
+/// What became of a request that was sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sent {
+    Kept,
+    /// The provider said no: nothing is kept.
+    Refused,
+    /// Nobody lives: nothing is kept.
+    Lost,
 }
 
 /// One admitted request.
@@ -119,6 +145,7 @@ impl Default for Shape {
             patience: Duration::from_secs(30),
             output_cost: 2.5,
             jobs: false,
+            quota: None,
         }
     }
 }
@@ -201,10 +228,13 @@ impl Engine {
         self.slab.remove(place);
     }
 
-    /// To the living replica with the shortest line, then the fewest requests. False when none lives: nothing is kept.
-    pub fn submit(&mut self, now: Instant, node: u32, ask: Ask) -> bool {
+    /// To the living replica with the shortest line, and of those the one with the fewest requests.
+    pub fn submit(&mut self, now: Instant, node: u32, ask: Ask) -> Sent {
         let living = self.replicas.iter_mut().filter(|replica| replica.alive());
-        let Some(replica) = living.min_by_key(|replica| replica.line()) else { return false };
+        let Some(replica) = living.min_by_key(|replica| replica.line()) else { return Sent::Lost };
+        if !replica.takes(&self.shape, now) {
+            return Sent::Refused;
+        }
         let (prompt, output) = (ask.prompt.max(1), ask.output.max(1));
         let place = self.slab.insert(Sequence {
             ask: Ask { prompt, output, ..ask },
@@ -218,7 +248,7 @@ impl Engine {
             turn: 0,
         });
         replica.submit(&self.shape, &mut self.slab, &mut self.events, now, place);
-        true
+        Sent::Kept
     }
 
     /// A process that dies takes its sequences with it: `lost` is told each with the work that was
@@ -256,6 +286,12 @@ impl Engine {
     /// Work of requests that wait for a place in a batch.
     pub fn queued_work(&self) -> f64 {
         self.replicas.iter().map(Worker::queued_work).sum()
+    }
+
+    /// Requests a minute that a provider allows now, and those left, where its answers say so.
+    pub fn quota(&self) -> Option<(f64, f64)> {
+        let quota = self.shape.quota.filter(|quota| quota.headers)?;
+        self.replicas.first()?.left().map(|(part, left)| (quota.per_second * part * 60.0, left))
     }
 
     pub fn gauges(&self) -> impl Iterator<Item = Gauges> {

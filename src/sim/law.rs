@@ -42,6 +42,8 @@ pub struct Terms {
     pub nodes: usize,
     /// Expected output tokens of a request.
     pub mean_output: f64,
+    /// No pool of one's own: a provider with a quota, of which no page tells.
+    pub provider: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +95,16 @@ pub enum End {
     Abandoned,
 }
 
+/// What a provider answers to a request that it was sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answer {
+    /// 429: over its quota.
+    pub refused: bool,
+    /// Requests a minute, and those left of it, where it says so.
+    pub limit: Option<f64>,
+    pub remaining: Option<f64>,
+}
+
 /// What admits.
 pub trait Law {
     /// A scrape is being taken: whatever else a law reads at that instant is as old as it.
@@ -108,6 +120,9 @@ pub trait Law {
 
     /// False is a 429 or 503.
     fn admit(&mut self, now: Instant, node: usize, ask: &Ask) -> bool;
+
+    /// Where a provider serves: what it said. A refused request is [`End::Lost`] as well.
+    fn answered(&mut self, _now: Instant, _node: usize, _ask: &Ask, _answer: &Answer) {}
 
     fn first_token(&mut self, now: Instant, node: usize, id: u64, ttft: Duration);
 

@@ -76,10 +76,9 @@ impl Replica {
         }
     }
 
-    /// Requests whose prompt is not done, then all.
+    /// Prompts in line, then all requests.
     pub fn line(&self) -> (usize, usize) {
-        let line = self.waiting.len() + usize::from(self.partial.is_some());
-        (line, self.waiting.len() + self.running())
+        (self.waiting.len() + usize::from(self.partial.is_some()), self.waiting.len() + self.running())
     }
 
     fn running(&self) -> usize {
@@ -181,9 +180,8 @@ impl Replica {
     /// Clients that waited too long for a first token go away, as far as they are first in line:
     /// who came later waited less.
     fn give_up(&mut self, shape: &Shape, slab: &mut Slab, events: &mut Vec<Event>, now: Instant) {
-        let late = |sequence: &Sequence| {
-            sequence.first.is_none() && now.since(sequence.arrived) > shape.patience
-        };
+        let late =
+            |sequence: &Sequence| sequence.first.is_none() && now.since(sequence.arrived) > shape.patience;
         while let Some(place) = self.waiting.front().copied().filter(|place| late(slab.read(*place))) {
             self.waiting.pop_front();
             self.queued_work -= slab.read(place).work_left(shape);

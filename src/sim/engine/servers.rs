@@ -38,7 +38,6 @@ impl Servers {
         }
     }
 
-    /// Requests in line, then all.
     pub fn line(&self) -> (usize, usize) {
         (self.waiting.len(), self.waiting.len() + self.busy.len())
     }
@@ -62,7 +61,8 @@ impl Servers {
 
     pub fn die(&mut self, slab: &Slab) -> Vec<(Place, f64)> {
         let waiting = self.waiting.drain(..).map(|place| (place, 0.0));
-        let begun = self.busy.drain().map(|Reverse((_, place))| (place, f64::from(slab.read(place).ask.prompt)));
+        let begun =
+            self.busy.drain().map(|Reverse((_, place))| (place, f64::from(slab.read(place).ask.prompt)));
         let lost = waiting.chain(begun).collect();
         *self = Servers { alive: false, ..Servers::new() };
         lost

@@ -1,3 +1,5 @@
+//! The plant against its own formula, and against the reference capacity.
+
 use super::*;
 
 fn ask(id: u64, prompt: u32, output: u32) -> Ask {
@@ -27,7 +29,7 @@ fn close(a: f64, b: f64) -> bool {
 #[test]
 fn a_request_alone_takes_what_the_step_formula_says() {
     let mut engine = Engine::new(Shape::default(), 1);
-    assert!(engine.submit(Instant::ZERO, 0, ask(1, 3000, 3)));
+    assert_eq!(engine.submit(Instant::ZERO, 0, ask(1, 3000, 3)), Sent::Kept);
     let events = drain(&mut engine);
     // 2048 and 952 prompt tokens, then two decodes with 3001 and 3002 tokens held.
     let first = (18e6 + 70e3 * 2048.0 + 18e6 + 70e3 * 952.0 + 35.0 * 2048.0) / 1e9;
@@ -76,8 +78,10 @@ fn full_memory_preempts_the_last_that_came_and_computes_it_again() {
     engine.submit(Instant::ZERO, 0, ask(1, 800, 300));
     engine.submit(Instant::ZERO, 0, ask(2, 800, 300));
     let events = drain(&mut engine);
-    let done: Vec<Place> =
-        events.iter().filter_map(|(_, event)| if let Event::Done(at) = event { Some(*at) } else { None }).collect();
+    let done: Vec<Place> = events
+        .iter()
+        .filter_map(|(_, event)| if let Event::Done(at) = event { Some(*at) } else { None })
+        .collect();
     assert_eq!(done, [0, 1], "{events:?}");
     let gauges = engine.gauges().next().unwrap();
     assert!(gauges.preempted >= 1);
@@ -102,8 +106,39 @@ fn who_waits_too_long_goes_away_and_who_is_lost_is_told() {
     assert_eq!(abandoned.count(), 1);
     assert_eq!(engine.queued_work(), 0.0);
     engine.die(0, |_, _| {});
-    assert!(!engine.submit(Instant::ZERO, 0, ask(9, 1, 1)), "nobody lives");
+    assert_eq!(engine.submit(Instant::ZERO, 0, ask(9, 1, 1)), Sent::Lost);
     engine.revive(1);
     engine.slow(1, 0.5);
     assert_eq!((engine.alive(), engine.speed()), (1, 0.5));
+}
+
+#[test]
+fn servers_do_one_job_each_and_the_rest_waits() {
+    let shape = Shape { jobs: true, slots: 2, output_cost: 0.0, ..Shape::default() };
+    let mut engine = Engine::new(shape, 1);
+    for id in 0..3 {
+        engine.submit(Instant::ZERO, 0, ask(id, 1, 8_000));
+    }
+    assert_eq!(engine.queued_work(), 1.0);
+    let events = drain(&mut engine);
+    let begun: Vec<f64> =
+        events.iter().filter(|(_, event)| matches!(event, Event::First(_))).map(|(at, _)| *at).collect();
+    assert_eq!(begun, [8.0, 8.0, 8.0], "two were told at once, with the next that happened");
+    assert_eq!(events.last().map(|(at, _)| *at), Some(16.0));
+    assert_eq!(engine.gauges().next().unwrap().prompt_tokens, 3);
+}
+
+#[test]
+fn a_provider_refuses_beyond_its_quota_and_may_count_that() {
+    let at = |millis: u64| Instant::ZERO + Duration::from_millis(millis);
+    for (counts_refused, later) in [(false, Sent::Kept), (true, Sent::Refused)] {
+        let quota = Quota { per_second: 1.0, depth: 2.0, counts_refused, headers: true };
+        let shape = Shape { jobs: true, slots: usize::MAX, quota: Some(quota), ..Shape::default() };
+        let mut engine = Engine::new(shape, 1);
+        let sent: Vec<Sent> = (0..4).map(|id| engine.submit(at(0), 0, ask(id, 1, 100))).collect();
+        assert_eq!(sent, [Sent::Kept, Sent::Kept, Sent::Refused, Sent::Refused]);
+        assert_eq!(engine.quota(), Some((60.0, 0.0)));
+        assert_eq!(engine.submit(at(1_500), 0, ask(9, 1, 100)), later);
+        assert_eq!(engine.submit(at(6_000), 0, ask(9, 1, 100)), Sent::Kept);
+    }
 }

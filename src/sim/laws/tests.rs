@@ -1,3 +1,4 @@
+//! Each rival against what its source says of it, and the oracle against what nobody exceeds.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -25,6 +26,7 @@ const NOMINAL: f64 = 10_000.0;
 fn terms() -> Terms {
     let tier = |priority, weight, guarantee| Tier { priority, weight, guarantee, keys: 8 };
     Terms {
+        provider: false,
         tiers: vec![tier(1, 4.0, 2500.0), tier(2, 2.0, 1000.0), tier(3, 1.0, 200.0)],
         nominal: NOMINAL,
         output_cost: 2.0,

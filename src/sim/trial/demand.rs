@@ -45,7 +45,8 @@ impl Demand {
     /// The same for the same trial, trace and seed.
     pub fn draw(trial: &Trial, trace: Option<&Trace>, seed: u64) -> Demand {
         let rates = rates(trial, trace);
-        let base = rates.first().map_or(Rate { work: 1.0, requests: 1.0, mean_output: 1.0 }, |(_, rate)| *rate);
+        let base =
+            rates.first().map_or(Rate { work: 1.0, requests: 1.0, mean_output: 1.0 }, |(_, rate)| *rate);
         let nominal = base.work * trial.replicas as f64;
         let mut chance = Chance::seeded(seed ^ 0x6465_6d61_6e64);
         let mut arrivals = match trace {
@@ -78,6 +79,7 @@ impl Demand {
             delay: trial.delay,
             nodes: trial.nodes,
             mean_output: base.mean_output,
+            provider: trial.shape.quota.is_some(),
         };
         Demand { arrivals, coming, rates, terms }
     }
@@ -108,6 +110,10 @@ fn rates(trial: &Trial, trace: Option<&Trace>) -> Vec<(f64, Rate)> {
         });
         (at, rate)
     };
+    if let Some(quota) = trial.shape.quota {
+        let (work, requests) = (quota.per_second, quota.per_second);
+        return vec![(0.0, Rate { work, requests, mean_output: 1.0 })];
+    }
     times.into_iter().map(rate).collect()
 }
 

@@ -14,14 +14,34 @@ use crate::policy::fields::{Fields, Text};
 use crate::policy::file::{self, Node};
 use crate::policy::report::{Report, listed, nearest};
 use crate::policy::value::{self, Refusal};
+use crate::sim::engine::Quota;
 use crate::sim::engine::Shape;
 use crate::sim::trial::score::Metric;
 use crate::sim::trial::sizes::Sizes;
 use crate::sim::trial::{Retries, TierTerms, Trial, Wave};
 
 const FIELDS: &[&str] = &[
-    "scenario", "why", "seconds", "warm", "load", "replicas", "nodes", "slo", "slo_prompt_rate", "interval",
-    "delay", "sizes", "burst", "burst_for", "wave", "retries", "tiers", "happens", "band", "goal",
+    "scenario",
+    "why",
+    "seconds",
+    "warm",
+    "load",
+    "replicas",
+    "nodes",
+    "slo",
+    "slo_prompt_rate",
+    "interval",
+    "delay",
+    "sizes",
+    "quota",
+    "burst",
+    "burst_for",
+    "wave",
+    "retries",
+    "tiers",
+    "happens",
+    "band",
+    "goal",
 ];
 const TIER_FIELDS: &[&str] = &["part", "priority", "weight", "guarantee", "keys"];
 /// Most replicas, nodes or keys of a trial.
@@ -76,7 +96,8 @@ fn scenario(node: Node, report: &mut Report) -> Option<Scenario> {
         delay: duration(&mut fields, "delay").unwrap_or(base.delay),
         sizes: sizes(&mut fields).unwrap_or(base.sizes),
         burst: number(&mut fields, "burst", [0.0, 10.0]).unwrap_or(base.burst),
-        burst_seconds: duration(&mut fields, "burst_for").map_or(base.burst_seconds, |time| time.as_secs_f64()),
+        burst_seconds: duration(&mut fields, "burst_for")
+            .map_or(base.burst_seconds, |time| time.as_secs_f64()),
         wave: wave(&mut fields),
         retries: retries(&mut fields),
         tiers: tiers(&mut fields).unwrap_or(base.tiers),
@@ -86,6 +107,11 @@ fn scenario(node: Node, report: &mut Report) -> Option<Scenario> {
         // Eight servers a replica, and nobody leaves before a minute has passed.
         let patience = Duration::from_secs(60);
         trial.shape = Shape { slots: 8, jobs: true, output_cost: 0.0, patience, ..trial.shape };
+    }
+    if let Some(quota) = quota(&mut fields) {
+        // Whatever it lets in is served, in seconds.
+        trial.shape =
+            Shape { slots: usize::MAX, jobs: true, output_cost: 0.0, quota: Some(quota), ..trial.shape };
     }
     events::take(&mut fields, &mut trial);
     let (band, goal) = (metrics(&mut fields, "band"), metrics(&mut fields, "goal"));
@@ -185,6 +211,23 @@ fn wave(fields: &mut Fields<'_>) -> Option<Wave> {
     })
 }
 
+fn quota(fields: &mut Fields<'_>) -> Option<Quota> {
+    let known = ["per_second", "depth", "counts_refused", "headers"];
+    below(fields, "quota", &known, |fields| {
+        required(fields, "per_second", "20");
+        let flag = |fields: &mut Fields<'_>, field: &str| {
+            let text = fields.text(field)?;
+            one_of(&text, field, &[("yes", true), ("no", false)], fields.report)
+        };
+        let per_second = number(fields, "per_second", [0.1, 1e6]);
+        let depth = number(fields, "depth", [1.0, 1e6]);
+        let counts_refused = flag(fields, "counts_refused").unwrap_or(false);
+        let headers = flag(fields, "headers").unwrap_or(false);
+        let per_second = per_second?;
+        Some(Quota { per_second, depth: depth.unwrap_or(per_second.max(1.0)), counts_refused, headers })
+    })
+}
+
 fn retries(fields: &mut Fields<'_>) -> Option<Retries> {
     below(fields, "retries", &["part", "tries", "after"], |fields| {
         required(fields, "part", "0.8");
@@ -271,7 +314,10 @@ mod tests {
     fn a_mistake_is_named_with_its_place_and_remedy() {
         for (text, said) in [
             ("laod: 1.3\n", "s.yaml:4:1: error: the scenario has no field `laod` (did you mean `load`?)"),
-            ("load: much\n", "s.yaml:4:7: error: `much` is not a whole number (write a plain number: `4` or `0.5`)"),
+            (
+                "load: much\n",
+                "s.yaml:4:7: error: `much` is not a whole number (write a plain number: `4` or `0.5`)",
+            ),
             ("load: 1000\n", "s.yaml:4:7: error: `1000` is out of range (write a number from 0.01 to 100)"),
             ("slo: 2\n", "s.yaml:4:6: error: `2` has no unit"),
             ("sizes: chatt\n", "s.yaml:4:8: error: there is no sizes `chatt` (did you mean `chat`?)"),
@@ -279,8 +325,14 @@ mod tests {
             ("band: {goodputs: 1}\n", "s.yaml:4:8: error: `band` has no field `goodputs`"),
             ("tiers: {a: {part: 1}}\n", "s.yaml:4:9: error: tier `a` has no `priority`"),
             ("happens: [{at: 1s}]\n", "s.yaml:4:11: error: nothing happens at this time (write "),
-            ("happens: [{at: 1s, replicas: 9, become: dead}]\n", "error: there is no replica `9` (there are 4, from 0)"),
-            ("happens: [{at: 1s, replicas: 1, become: ded}]\n", "error: there is no state `ded` (did you mean `dead`?)"),
+            (
+                "happens: [{at: 1s, replicas: 9, become: dead}]\n",
+                "error: there is no replica `9` (there are 4, from 0)",
+            ),
+            (
+                "happens: [{at: 1s, replicas: 1, become: ded}]\n",
+                "error: there is no state `ded` (did you mean `dead`?)",
+            ),
             ("happens: [{at: 1s, tier: x, times: 2}]\n", "error: there is no tier `x`"),
         ] {
             let found = refusals(&format!("{GOOD}{text}"));

@@ -22,5 +22,12 @@ pub fn all() -> Vec<String> {
 
 /// None where nobody has that name.
 pub fn law(name: &str, terms: &Terms, seed: u64) -> Option<Box<dyn Law>> {
-    if name == TIDE { Some(Box::new(Tide::new(terms))) } else { build(name, terms, seed) }
+    if name != TIDE {
+        return build(name, terms, seed);
+    }
+    #[cfg(feature = "daemon")]
+    if terms.provider {
+        return Some(Box::new(crate::sim::trial::partner::Partner::new(terms)));
+    }
+    Some(Box::new(Tide::new(terms)))
 }

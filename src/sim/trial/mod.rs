@@ -11,6 +11,9 @@ pub mod demand;
 #[cfg(feature = "daemon")]
 pub mod file;
 pub mod laws;
+#[cfg(feature = "daemon")]
+pub mod partner;
+pub mod plots;
 pub mod run;
 pub mod score;
 pub mod sizes;
@@ -90,18 +93,36 @@ pub struct Retries {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Happening {
     /// Replicas die with what they were serving.
-    Die { replicas: Vec<usize> },
-    Revive { replicas: Vec<usize> },
+    Die {
+        replicas: Vec<usize>,
+    },
+    Revive {
+        replicas: Vec<usize>,
+    },
     /// They do this part of what they could, and say nothing of it.
-    Slow { replicas: Vec<usize>, part: f64 },
+    Slow {
+        replicas: Vec<usize>,
+        part: f64,
+    },
     /// Their pages show this instead of the truth.
-    Show { replicas: Vec<usize>, untrue: Option<Untrue> },
+    Show {
+        replicas: Vec<usize>,
+        untrue: Option<Untrue>,
+    },
     /// A tier, or one key of it, asks this many times as often as at first.
-    Flood { tier: usize, key: Option<u32>, times: f64 },
+    Flood {
+        tier: usize,
+        key: Option<u32>,
+        times: f64,
+    },
     /// Answers are this many times as long as at first.
-    Output { times: f64 },
+    Output {
+        times: f64,
+    },
     /// The controller dies, or is back with its state.
-    Controller { up: bool },
+    Controller {
+        up: bool,
+    },
 }
 
 // === impl Trial ===

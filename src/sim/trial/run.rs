@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::observe::{PoolRound, Signals};
 use crate::sim::Chance;
-use crate::sim::engine::{Engine, Event, Gauges};
-use crate::sim::law::{Ask, End, Law, Seen, Truth};
+use crate::sim::engine::{Engine, Event, Gauges, Sent};
+use crate::sim::law::{Answer, Ask, End, Law, Seen, Truth};
 use crate::sim::page::Page;
 use crate::sim::trial::demand::{Arrival, BINS, Demand};
 use crate::sim::trial::score::{Ledger, Outcome, Report, report};
@@ -151,13 +151,23 @@ impl<'a> Run<'a> {
             return;
         }
         self.ledger.admitted(self.now, &ask);
-        if self.engine.submit(self.now, node_tag(arrival.node, attempt), ask) {
+        let sent = self.engine.submit(self.now, node_tag(arrival.node, attempt), ask);
+        if self.trial.shape.quota.is_some() {
+            let (limit, remaining) = self.engine.quota().unzip();
+            let answer = Answer { refused: sent == Sent::Refused, limit, remaining };
+            self.law.answered(self.now, node, &ask, &answer);
+        }
+        if sent == Sent::Kept {
             self.settle_events();
             return;
         }
         let (now, first_attempt) = (self.now, attempt == 1);
-        let outcome = Outcome { ask: &ask, arrived: now, first: None, ended: now, first_attempt };
-        self.ledger.lost(&outcome, 0.0);
+        if sent == Sent::Refused {
+            self.ledger.refused(now);
+        } else {
+            let outcome = Outcome { ask: &ask, arrived: now, first: None, ended: now, first_attempt };
+            self.ledger.lost(&outcome, 0.0);
+        }
         self.law.done(now, node, &ask, &End::Lost);
     }
 
@@ -263,8 +273,7 @@ impl<'a> Run<'a> {
             }
         }
         let (capacity, queued_work) = (self.capacity(), self.engine.queued_work());
-        let truth =
-            Truth { capacity, queued_work, replicas: self.engine.alive(), next_second: &self.coming };
+        let truth = Truth { capacity, queued_work, replicas: self.engine.alive(), next_second: &self.coming };
         self.law.know(self.now, &truth);
         if bin.is_multiple_of(BINS) {
             self.ledger.sampled(bin / BINS, capacity, queued_work);

@@ -10,5 +10,5 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use ledger::{Ledger, Outcome};
+pub use ledger::{Ledger, Outcome, Second};
 pub use report::{Metric, Report, report};

@@ -101,7 +101,8 @@ impl Law for Tide {
     fn controller(&mut self, up: bool) {
         if up {
             // As the journal would give it back.
-            self.controller = Controller::new(Arc::clone(self.controller.policy()), self.controller.state().clone());
+            self.controller =
+                Controller::new(Arc::clone(self.controller.policy()), self.controller.state().clone());
         }
         self.down = !up;
     }
@@ -193,10 +194,7 @@ fn policy(terms: &Terms, names: &[String]) -> Policy {
         digest: "0".to_owned(),
         interval: terms.interval,
         pools: BTreeMap::from([(PoolId::new(POOL), pool)]),
-        models: BTreeMap::from([(
-            ModelId::new(MODEL),
-            ModelPolicy::new(PoolId::new(POOL), tiers.collect()),
-        )]),
+        models: BTreeMap::from([(ModelId::new(MODEL), ModelPolicy::new(PoolId::new(POOL), tiers.collect()))]),
         ..Policy::default()
     }
 }

@@ -62,7 +62,8 @@ impl Trace {
     /// The first line that is neither, with its place.
     pub fn parse(file: &str, text: &str) -> Result<Trace, BadLine> {
         let mut lines = text.lines().enumerate().peekable();
-        let azure = lines.next_if(|(_, line)| line.trim_start_matches('\u{feff}').trim_end() == AZURE).is_some();
+        let azure =
+            lines.next_if(|(_, line)| line.trim_start_matches('\u{feff}').trim_end() == AZURE).is_some();
         let mut rows = Vec::new();
         for (at, line) in lines {
             if line.trim().is_empty() {
@@ -129,12 +130,11 @@ fn azure_row(line: &str) -> Result<(f64, u32, u32), Wrong> {
     });
     let mut next = |name: &str| fields.next().ok_or_else(|| (1, format!("the line has no `{name}`")));
     let (at, stamp) = next("TIMESTAMP")?;
-    let seconds =
-        timestamp(stamp).ok_or_else(|| (at, format!("`{}` is not a time", shown(stamp))))?;
+    let seconds = timestamp(stamp).ok_or_else(|| (at, format!("`{}` is not a time", shown(stamp))))?;
     let count = |(at, text): (usize, &str)| {
-        text.parse::<u32>().map(|count| tokens(f64::from(count))).map_err(|_| {
-            (at, format!("`{}` is not a number of tokens", shown(text)))
-        })
+        text.parse::<u32>()
+            .map(|count| tokens(f64::from(count)))
+            .map_err(|_| (at, format!("`{}` is not a number of tokens", shown(text))))
     };
     let (prompt, output) = (count(next("ContextTokens")?)?, count(next("GeneratedTokens")?)?);
     match fields.next() {
@@ -168,13 +168,15 @@ fn number(text: &str, len: usize) -> Option<&str> {
 }
 
 fn mooncake_row(line: &str) -> Result<(f64, u32, u32), Wrong> {
-    let row: Mooncake = serde_json::from_str(line).map_err(|error| (error.column().max(1), error.to_string()))?;
+    let row: Mooncake =
+        serde_json::from_str(line).map_err(|error| (error.column().max(1), error.to_string()))?;
     let within = |value: f64, name: &str| {
         let fine = value.is_finite() && (0.0..1e12).contains(&value);
         if fine { Ok(value) } else { Err((1, format!("`{name}` is {value}"))) }
     };
     let at = within(row.timestamp, "timestamp")? / 1e3;
-    let (prompt, output) = (within(row.input_length, "input_length")?, within(row.output_length, "output_length")?);
+    let (prompt, output) =
+        (within(row.input_length, "input_length")?, within(row.output_length, "output_length")?);
     Ok((at, tokens(prompt), tokens(output)))
 }
 
@@ -200,7 +202,11 @@ mod tests {
 
     #[test]
     fn mooncake_steps_are_spread() {
-        let line = |at: u32| format!("{{\"timestamp\": {at}, \"input_length\": 6758, \"output_length\": 500, \"hash_ids\": [1]}}\n");
+        let line = |at: u32| {
+            format!(
+                "{{\"timestamp\": {at}, \"input_length\": 6758, \"output_length\": 500, \"hash_ids\": [1]}}\n"
+            )
+        };
         let text: String = (0..300).map(|at| line(at / 100 * 3000)).collect();
         let trace = Trace::parse("m.jsonl", &text).unwrap();
         let in_the_first_second = trace.until(1.0).count();
@@ -213,13 +219,26 @@ mod tests {
             let text = format!("{AZURE}\n2023-11-16 18:15:46.6805900,374,44\n{line}\n");
             Trace::parse("a.csv", &text).unwrap_err().to_string()
         };
-        assert!(azure("2023-11-16 18:15:46.1,37x,44").starts_with("a.csv:3:23: `37x` is not a number of tokens"));
-        assert!(azure("2023-13-16 18:15:46.1,37,44").starts_with("a.csv:3:1: `2023-13-16 18:15:46.1` is not a time"));
-        assert!(azure("2023-11-16 18:15:46.1,37").starts_with("a.csv:3:1: the line has no `GeneratedTokens`"));
+        assert!(
+            azure("2023-11-16 18:15:46.1,37x,44").starts_with("a.csv:3:23: `37x` is not a number of tokens")
+        );
+        assert!(
+            azure("2023-13-16 18:15:46.1,37,44")
+                .starts_with("a.csv:3:1: `2023-13-16 18:15:46.1` is not a time")
+        );
+        assert!(
+            azure("2023-11-16 18:15:46.1,37").starts_with("a.csv:3:1: the line has no `GeneratedTokens`")
+        );
         assert!(azure("2023-11-16 18:15:46.1,37,4,5").starts_with("a.csv:3:28: a fourth field `5`"));
         let other = |text: &str| Trace::parse("m", text).unwrap_err().to_string();
-        assert!(other("{\"timestamp\": 1, \"input_length\": 2}").starts_with("m:1:35: missing field `output_length`"));
-        assert!(other("{\"timestamp\": -1, \"input_length\": 2, \"output_length\": 3}").contains("`timestamp` is -1"));
+        assert!(
+            other("{\"timestamp\": 1, \"input_length\": 2}")
+                .starts_with("m:1:35: missing field `output_length`")
+        );
+        assert!(
+            other("{\"timestamp\": -1, \"input_length\": 2, \"output_length\": 3}")
+                .contains("`timestamp` is -1")
+        );
         assert!(other("TIMESTAMP,Context\n").contains("write the header"));
         assert!(other("").contains("no request"));
     }

@@ -9,8 +9,20 @@ use crate::sim::trial::file::{accept, duration, inside, number, one_of};
 use crate::sim::trial::{Happening, Trial};
 
 const FIELDS: &[&str] = &[
-    "at", "from", "to", "every", "replicas", "become", "part", "pages", "show", "tier", "key", "times",
-    "output_times", "controller",
+    "at",
+    "from",
+    "to",
+    "every",
+    "replicas",
+    "become",
+    "part",
+    "pages",
+    "show",
+    "tier",
+    "key",
+    "times",
+    "output_times",
+    "controller",
 ];
 const HELP: &str = "write `replicas` and `become`, `pages` and `show`, `tier` and `times`, \
                     `output_times`, or `controller`";
@@ -42,7 +54,8 @@ pub(super) fn take(fields: &mut Fields<'_>, trial: &mut Trial) {
     for entry in entries {
         let place = entry.place.clone();
         let what = "what happens".to_owned();
-        if let Some(found) = inside(entry, what, place, FIELDS, fields.report, |fields| event(fields, trial)) {
+        if let Some(found) = inside(entry, what, place, FIELDS, fields.report, |fields| event(fields, trial))
+        {
             all.extend(found);
         }
     }
@@ -65,7 +78,9 @@ fn event(fields: &mut Fields<'_>, trial: &Trial) -> Option<Vec<(f64, Happening)>
     } else if fields.has("output_times") {
         Happening::Output { times: number(fields, "output_times", [0.01, 100.0])? }
     } else if let Some(state) = fields.text("controller") {
-        Happening::Controller { up: one_of(&state, "state", &[("down", false), ("up", true)], fields.report)? }
+        Happening::Controller {
+            up: one_of(&state, "state", &[("down", false), ("up", true)], fields.report)?,
+        }
     } else {
         fields.complain("nothing happens at this time", HELP);
         return None;
@@ -90,7 +105,9 @@ fn state(
     let part = number(fields, "part", [0.01, 1.0]);
     let what = match one_of(&word, "state", &STATES, fields.report)? {
         State::Dead => vec![Happening::Die { replicas }],
-        State::Well => vec![Happening::Revive { replicas: replicas.clone() }, Happening::Slow { replicas, part: 1.0 }],
+        State::Well => {
+            vec![Happening::Revive { replicas: replicas.clone() }, Happening::Slow { replicas, part: 1.0 }]
+        }
         State::Slow => {
             if part.is_none() {
                 fields.missing("part", "write how much is left: `part: 0.7`");
@@ -99,7 +116,10 @@ fn state(
         }
         State::Flapping => {
             let Some(((from, to), every)) = span else {
-                fields.complain("a flapping replica needs `from`, `to` and `every`", "write when, and how often");
+                fields.complain(
+                    "a flapping replica needs `from`, `to` and `every`",
+                    "write when, and how often",
+                );
                 return None;
             };
             let turns = (((to - from) / every) as usize).min(CHANGES_MAX);

@@ -18,6 +18,9 @@ pub struct Second {
     pub offered: f64,
     /// Work let in.
     pub admitted: f64,
+    /// Requests let in, and those of them that a provider refused.
+    pub sent: u32,
+    pub refused: u32,
     /// Work that arrived in this second and was served in time.
     pub good: f64,
     /// Work done in this second on requests that were served in time.
@@ -39,6 +42,8 @@ pub struct Second {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OfTier {
     pub offered: f64,
+    /// Of every attempt.
+    pub admitted: f64,
     pub good: f64,
 }
 
@@ -121,9 +126,20 @@ impl Ledger {
     }
 
     pub fn admitted(&mut self, now: Instant, ask: &Ask) {
-        let work = self.work(ask);
-        if let Some(second) = self.seconds.get_mut(second(now)) {
+        let (work, at) = (self.work(ask), second(now));
+        if let Some(second) = self.seconds.get_mut(at) {
             second.admitted += work;
+            second.sent += 1;
+        }
+        if let Some(tier) = self.tiers.get_mut(at * self.tier_count + ask.tier) {
+            tier.admitted += work;
+        }
+    }
+
+    /// A provider refused what was let in.
+    pub fn refused(&mut self, now: Instant) {
+        if let Some(second) = self.seconds.get_mut(second(now)) {
+            second.refused += 1;
         }
     }
 
@@ -148,8 +164,8 @@ impl Ledger {
     pub fn served(&mut self, outcome: &Outcome<'_>, slo: Duration) {
         let Some(first) = outcome.first else { return };
         let tokens = f64::from(outcome.ask.output.saturating_sub(1)).max(1.0);
-        let good = first.since(outcome.arrived) <= slo
-            && outcome.ended.seconds_since(first) / tokens <= TPOT_MAX;
+        let good =
+            first.since(outcome.arrived) <= slo && outcome.ended.seconds_since(first) / tokens <= TPOT_MAX;
         self.arrived(outcome.arrived, !good);
         if !good {
             return;

@@ -41,6 +41,8 @@ pub enum Metric {
     GuaranteeMissedS,
     /// Latest first token after a step, seconds.
     TtftPeak,
+    /// Part of what was let in that a provider refused.
+    Refused,
 }
 
 /// One run, summed up. None where a metric says nothing about it.
@@ -55,6 +57,7 @@ pub struct Report {
     pub settle_s: Option<f64>,
     pub ttft_p99: Option<f64>,
     pub ttft_peak: Option<f64>,
+    pub refused: Option<f64>,
     pub jain: Option<f64>,
     pub swing: Option<f64>,
     pub guarantee_missed_s: f64,
@@ -90,6 +93,7 @@ pub fn report(trial: &Trial, terms: &Terms, ledger: &Ledger) -> Report {
         settle_s: settle(&steps, ledger, &bound, terms.slo.as_secs_f64()),
         ttft_p99: quantile(&ledger.first_tokens, 0.99),
         ttft_peak: peak(&steps, ledger),
+        refused: trial.shape.quota.map(|_| refused(ledger)),
         jain: jain(&ledger.keys, ledger.tier_count),
         swing: swing(&steps, ledger),
         guarantee_missed_s: guarantee_missed(terms, ledger),
@@ -142,7 +146,9 @@ fn settle(steps: &[(usize, bool)], ledger: &Ledger, bound: &[f64], slo: f64) -> 
     };
     let nexts = steps.iter().skip(1).map(|(at, _)| *at).chain([ledger.seconds.len()]);
     let changes = steps.iter().zip(nexts).filter(|((at, changes), _)| *changes && *at >= ledger.from);
-    changes.map(|((at, _), next)| settled((*at, next))).fold(None, |most, took| Some(f64::max(most.unwrap_or(0.0), took)))
+    changes
+        .map(|((at, _), next)| settled((*at, next)))
+        .fold(None, |most, took| Some(f64::max(most.unwrap_or(0.0), took)))
 }
 
 /// Latest first token within a minute of a step, or of all where there is none.
@@ -196,7 +202,8 @@ fn jain(keys: &[OfKey], tiers: usize) -> Option<f64> {
 /// Over stretches in which nothing changed, each by itself; the mean by their length.
 fn swing(steps: &[(usize, bool)], ledger: &Ledger) -> Option<f64> {
     let end = ledger.seconds.len();
-    let begins = std::iter::once(ledger.from.max(STEADY_AFTER)).chain(steps.iter().map(|(at, _)| at + STEADY_AFTER));
+    let begins =
+        std::iter::once(ledger.from.max(STEADY_AFTER)).chain(steps.iter().map(|(at, _)| at + STEADY_AFTER));
     let ends = steps.iter().map(|(at, _)| *at).chain([end]);
     let (mut weights, mut sum) = (0.0, 0.0);
     for (from, to) in begins.zip(ends) {
@@ -223,6 +230,14 @@ fn swing(steps: &[(usize, bool)], ledger: &Ledger) -> Option<f64> {
     (weights > 0.0).then(|| sum / weights)
 }
 
+fn refused(ledger: &Ledger) -> f64 {
+    let seconds = ledger.seconds.iter().skip(ledger.from);
+    let (sent, refused) = seconds.fold((0.0, 0.0), |(sent, refused), second| {
+        (sent + f64::from(second.sent), refused + f64::from(second.refused))
+    });
+    refused / f64::max(sent, 1.0)
+}
+
 fn guarantee_missed(terms: &Terms, ledger: &Ledger) -> f64 {
     let mut missed = 0;
     let first = ledger.from.div_ceil(GUARANTEE_SECONDS);
@@ -243,7 +258,8 @@ fn tiers(ledger: &Ledger) -> Vec<f64> {
     let scored = || ledger.tiers.chunks(ledger.tier_count.max(1)).skip(ledger.from);
     let part = |tier: usize| {
         let of = scored().filter_map(|second| second.get(tier));
-        let (offered, good) = of.fold((0.0, 0.0), |(offered, good), second| (offered + second.offered, good + second.good));
+        let (offered, good) =
+            of.fold((0.0, 0.0), |(offered, good), second| (offered + second.offered, good + second.good));
         good / f64::max(offered, 1e-9)
     };
     (0..ledger.tier_count).map(part).collect()
@@ -252,7 +268,7 @@ fn tiers(ledger: &Ledger) -> Vec<f64> {
 // === impl Metric ===
 
 impl Metric {
-    pub const ALL: [(&'static str, Metric); 9] = [
+    pub const ALL: [(&'static str, Metric); 10] = [
         ("goodput_bound", Metric::GoodputBound),
         ("goodput_oracle", Metric::GoodputOracle),
         ("violation_s", Metric::ViolationS),
@@ -262,6 +278,7 @@ impl Metric {
         ("swing", Metric::Swing),
         ("guarantee_missed_s", Metric::GuaranteeMissedS),
         ("ttft_peak", Metric::TtftPeak),
+        ("refused", Metric::Refused),
     ];
 
     pub fn more_is_better(self) -> bool {
@@ -288,6 +305,7 @@ impl Report {
             Metric::Swing => self.swing,
             Metric::GuaranteeMissedS => Some(self.guarantee_missed_s),
             Metric::TtftPeak => self.ttft_peak,
+            Metric::Refused => self.refused,
         }
     }
 }
