@@ -7,7 +7,8 @@
 //! and `load-scheduling/average-latency`. Defaults there: overload while the short latency exceeds
 //! 1.25 times that of 1800 s; then the observed multiplier times `(signal / setpoint)^-1` in
 //! 0.1..1, else the observed one plus an integrator that begins at 2, is reset by overload and
-//! takes 0.025 every 10 s; from 2 on nothing is limited. Policies are evaluated every 10 s; what is
+//! takes 0.025 every 10 s; from 2 on, and while there is no signal (`actuator.go`), nothing is
+//! limited. Policies are evaluated every 10 s; what is
 //! observed (accepted over incoming tokens) and the incoming rate that is multiplied are of the
 //! last 10 s.
 //!
@@ -160,14 +161,17 @@ impl Law for Aperture {
         self.evaluated = now;
         let (came, admitted) = (std::mem::take(&mut self.came), self.door.admitted());
         let observed = if came > 0.0 { admitted / came } else { self.multiplier.min(1.0) };
-        if let Some(severity) = self.severity(seen) {
-            if severity > 1.0 {
+        match self.severity(seen) {
+            Some(severity) if severity > 1.0 => {
                 self.integral = 0.0;
                 self.multiplier = observed * severity.recip().clamp(self.settings.min_gradient, 1.0);
-            } else {
+            }
+            Some(_) => {
                 self.integral = (self.integral + self.settings.increment).min(self.settings.multiplier_max);
                 self.multiplier = observed + self.integral;
             }
+            // An invalid reading passes all.
+            None => self.multiplier = self.settings.multiplier_max,
         }
         let open = self.multiplier >= self.settings.multiplier_max;
         self.door.set(now, if open { f64::INFINITY } else { self.multiplier * came / seconds });
