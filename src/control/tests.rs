@@ -70,7 +70,7 @@ impl Run {
             at: now,
             outcome: Outcome::Up(Signals {
                 running: Some(8.0),
-                waiting: Some(2.0),
+                waiting: Some(6.0),
                 work_done: Some(4000.0 * self.tick as f64),
                 ..Signals::default()
             }),
@@ -84,7 +84,7 @@ impl Run {
     /// A node that is offered `part` thousand work a second of each tier.
     fn report(&self, node: &str, part: u64) -> UsageReport {
         let row = |tier: &str| {
-            let work = Work { requests: 20 * part * self.tick, work: 2000 * part * self.tick };
+            let work = Work { requests: 80 * part * self.tick, work: 2000 * part * self.tick };
             let refused = Work { requests: self.tick, work: 100 * self.tick };
             UsageRow {
                 model: ModelId::new("m"),
@@ -137,11 +137,11 @@ fn limits_follow_measured_capacity_and_guarantees_hold() {
     let pool = &settled.pools[&PoolId::new("pool")];
     assert_eq!(pool.estimate.capacity, Some(4000.0));
     let budget = pool.decision.budget;
-    assert!((0.97 * 4000.0..=1.03 * 4000.0).contains(&budget), "{budget}");
+    assert!((0.97 * 4000.0..=1.05 * 4000.0).contains(&budget), "{budget}");
     // Both ask 4000 a second; enterprise weighs 4, starter 2.
     let (enterprise, starter) = (limit(&settled, "enterprise"), limit(&settled, "starter"));
     assert!((enterprise as f64 / starter as f64 - 2.0).abs() < 0.05, "{enterprise} and {starter}");
-    assert!((enterprise + starter) as f64 <= 1.03 * 60.0 * 4000.0);
+    assert!((enterprise + starter) as f64 <= 1.05 * 60.0 * 4000.0);
     assert!(enterprise >= 60_000);
 }
 
@@ -354,6 +354,6 @@ fn lower_priorities_leave_room_in_the_pools_caps() {
     let tick = Run::new(State::default()).settle();
     let yields = |tier: &str| tick.table.row("m", tier).unwrap().yields;
     assert_eq!(yields("enterprise").waiting, 0);
-    assert_eq!(yields("starter").waiting, 500_000);
+    assert_eq!(yields("starter").waiting, 300_000);
     assert!(yields("starter").in_flight < 500_000, "a full batch is not given up");
 }

@@ -144,7 +144,6 @@ print(f"told after {seen} events")
 
 #[tokio::test]
 async fn the_openai_and_anthropic_clients_raise_the_end_of_a_stream_as_an_error() {
-    let name = "the_openai_and_anthropic_clients_raise_the_end_of_a_stream_as_an_error";
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     let reason =
         "target/venv has no `openai` and `anthropic`; run: target/venv/bin/pip install openai anthropic";

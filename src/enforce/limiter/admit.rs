@@ -14,7 +14,7 @@ use crate::enforce::ticket::{
 };
 use crate::planted::bug;
 use crate::unit::{Instant, Limit};
-use crate::wire::Held;
+use crate::wire::{Held, Yields};
 
 use super::cells::{Counted, PoolState};
 use super::rules::{Built, ModelRules, PoolLimits, RowRules, Rules};
@@ -128,12 +128,7 @@ impl Shard {
             }
             return Err(refusal);
         }
-        if let Some(cap) =
-            shared.pool.as_ref().and_then(|pool| pool.has_no_room(pool_limits, row.yields, costs.work))
-        {
-            shared.counted.refused_capacity.add(costs.work);
-            return Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON));
-        }
+        shared.has_room(pool_limits, row.yields, costs.work)?;
         let more = also(&costs).inspect_err(|_| shared.counted.refused_limit.add(costs.work))?;
         let mut ticket = Ticket {
             place: Places { shard: *at, row: row_at, model: None, key: None, account: None },
@@ -236,6 +231,13 @@ impl Party<'_> {
 // === impl Shared ===
 
 impl Shared<'_> {
+    fn has_room(&mut self, limits: &PoolLimits, yields: Yields, work: u64) -> Result<(), Refusal> {
+        let full = self.pool.as_ref().and_then(|pool| pool.has_no_room(limits, yields, work));
+        let Some(cap) = full else { return Ok(()) };
+        self.counted.refused_capacity.add(work);
+        Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON))
+    }
+
     fn refuse(&mut self, refusal: &Refusal, by_share: bool, work: u64) {
         self.counted.refused_limit.add(work);
         if by_share {

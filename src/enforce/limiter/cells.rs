@@ -118,7 +118,9 @@ impl Counted {
 impl PoolState {
     /// Whether the pool's caps leave room for a tier that yields this part of them.
     ///
-    /// The test is on what is there already, so that one large request is never starved.
+    /// The test is on what is there already, so that one large request is never starved. What waits
+    /// at one node of many varies more than its part of the cap is large, by the root of it in
+    /// requests of this size: as much may wait beyond it, since nodes do not all have it at once.
     pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields, work: u64) -> Option<Cap> {
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);
@@ -131,7 +133,6 @@ impl PoolState {
         }
         if let Limit::Finite(cap) = limits.in_flight {
             let held = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole);
-            let held = held + held.isqrt();
             // A tier that yields everything but one slot of a living pool is not shut out.
             let least = u128::from(cap > 0 && limits.portion.ppm() > 0);
             if u128::from(self.in_flight) >= held.max(least) {

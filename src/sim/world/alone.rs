@@ -205,7 +205,8 @@ impl Alone {
             }
             Verdict::Admitted(mut ticket) => {
                 let (cost, rate) = (ticket.reserved_work() as f64, node.rate(tier, now).unwrap_or(0.0));
-                let account = node.accounts.entry(tier.clone()).or_default().admit(now, rate, cost);
+                let of = (rate, node.part());
+                let account = node.accounts.entry(tier.clone()).or_default().admit(now, of, cost);
                 node.limiter.first_token(now, &mut ticket);
                 self.survived.admitted += 1;
                 let id = self.survived.admitted;

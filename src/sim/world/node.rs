@@ -71,6 +71,13 @@ impl Node {
         }
     }
 
+    /// Of the fleet's limits, what is this node's.
+    pub fn part(&self) -> f64 {
+        let pools = self.renewed.as_ref().and_then(|(table, _)| table.pools.values().next());
+        let share = pools.map(|pool| pool.shares.get(&self.id).copied().unwrap_or(pool.unlisted_share));
+        f64::from(share.unwrap_or(1_000_000)) / 1e6
+    }
+
     /// What a tier may use here, work per second, by an account of the node's table of its own.
     pub fn rate(&self, tier: &TierId, now: Instant) -> Option<f64> {
         let (table, renewed_at) = self.renewed.as_ref()?;

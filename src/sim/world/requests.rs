@@ -56,9 +56,10 @@ impl World {
         let Some(node) = self.nodes.get_mut(at) else { return };
         node.in_flight += 1;
         let reserved = ticket.reserved_work() as f64;
-        let rate = node.rate(&tier, now);
+        let (rate, part) = (node.rate(&tier, now), node.part());
         if let Some(rate) = rate
-            && let Err(detail) = node.accounts.entry(tier.clone()).or_default().admit(now, rate, reserved)
+            && let Err(detail) =
+                node.accounts.entry(tier.clone()).or_default().admit(now, (rate, part), reserved)
         {
             let detail = format!("{} {tier} at {rate}/s: {detail}", node.id);
             self.break_promise(Promise::AdmittedInsideLimit, detail);

@@ -34,9 +34,10 @@ fn waiting_work_is_refused_by_tier_and_one_large_request_is_never_starved() {
     assert_eq!(refused(limiter.admit(START, &request("a", 1))), room);
     limiter.first_token(START, &mut first);
     limiter.first_token(START, &mut first);
-    // Tier b leaves half of the cap: it stops at 50, tier a at 100.
+    // Tier b leaves half of the cap: it stops at 50 and the root of 50 x 10, tier a at 100 and the
+    // root of 100 x 10.
     let mut tickets = Vec::new();
-    for (tier, count) in [("b", 5), ("a", 5)] {
+    for (tier, count) in [("b", 8), ("a", 6)] {
         for _ in 0..count {
             tickets.push(admitted(limiter.admit(START, &request(tier, 1))));
         }
@@ -112,8 +113,9 @@ fn a_node_holds_its_share_and_an_unlisted_one_its_part_of_safe() {
     let mut shared = table(1, &[(RPM, only(60_000, M))]);
     pool_of(&mut shared).shares = BTreeMap::from([("n".into(), 250_000), ("zero".into(), 0)]);
     pool_of(&mut shared).unlisted_share = 100_000;
-    // 1.5 s of 60 000 a minute are 1 500; of the safe 6 000 a minute, 150.
-    for (node, expected) in [("n", 375), ("zero", 15), ("other", 15)] {
+    // A quarter of 60 000 a minute for 2.8 s by the root of a quarter; of the safe 6 000 a minute a
+    // tenth for 2.8 s by the root of a tenth.
+    for (node, expected) in [("n", 1_400), ("zero", 88), ("other", 88)] {
         let limiter = Limiter::new(node.into(), 10);
         limiter.offer(shared.clone(), START).unwrap();
         assert_eq!(drain(&limiter, START, &request("a", 1)), expected, "{node}");
@@ -132,10 +134,10 @@ fn a_small_key_on_a_small_share_still_gets_one_a_minute() {
 #[test]
 fn n2_without_renewal_the_tier_drifts_to_safe_and_stays_there() {
     let limiter = limiter(table(1, &[(RPM, only(60_000, M))]));
-    assert_eq!(drain(&limiter, at(19.9), &request("a", 1)), 1_500);
-    // 70 % of it in the first interval past the validity: 1050 in 1.5 s.
-    assert_eq!(drain(&limiter, at(1_000.0), &request("a", 1)), 150, "safe");
-    assert_eq!(drain(&limiter, at(30.0 * 86_400.0), &request("a", 1)), 150);
+    assert_eq!(drain(&limiter, at(19.9), &request("a", 1)), 2_800);
+    // 2.8 s of the safe 6 000 a minute.
+    assert_eq!(drain(&limiter, at(1_000.0), &request("a", 1)), 280, "safe");
+    assert_eq!(drain(&limiter, at(30.0 * 86_400.0), &request("a", 1)), 280);
     let quota = limiter.quotas(at(20.0), &Request::new("m", "a", [1; 32]), None)[0].unwrap();
     assert_eq!(quota.limit, 42_000);
 }
@@ -144,9 +146,9 @@ fn n2_without_renewal_the_tier_drifts_to_safe_and_stays_there() {
 fn f02_a_restored_table_is_steered_toward_safe_at_once() {
     let limiter = Limiter::new("n".into(), 10);
     limiter.restore(table(7, &[(RPM, only(60_000, M))]), START).unwrap();
-    assert_eq!(drain(&limiter, START, &request("a", 1)), 1_050);
+    assert_eq!(drain(&limiter, START, &request("a", 1)), 1_960);
     limiter.restore(table(6, &[]), START).unwrap();
     assert_eq!(limiter.held().unwrap().stamp().version, 7, "an older one is not taken back");
     limiter.offer(table(8, &[(RPM, only(60_000, M))]), at(100.0)).unwrap();
-    assert_eq!(drain(&limiter, at(100.0), &request("a", 1)), 1_500);
+    assert_eq!(drain(&limiter, at(100.0), &request("a", 1)), 2_800);
 }
