@@ -58,7 +58,13 @@ fn every_scenario_says_why_it_exists_and_where_it_must_end() {
     for (path, scenario) in all {
         assert_eq!(path.file_stem().unwrap().to_str().unwrap(), scenario.trial.name);
         assert!(!scenario.trial.why.contains('\n'));
-        assert!(scenario.band.contains_key(&Metric::GoodputOracle), "{} has no band", scenario.trial.name);
+        assert!(
+            [Metric::GoodputOracle, Metric::GoodputBound]
+                .iter()
+                .any(|metric| scenario.band.contains_key(metric)),
+            "{} has no band",
+            scenario.trial.name
+        );
         for (metric, goal) in &scenario.goal {
             let band = scenario.band.get(metric).unwrap_or_else(|| panic!("{}: {metric:?}", path.display()));
             let wider = if metric.more_is_better() { band <= goal } else { band >= goal };
@@ -139,7 +145,8 @@ fn the_same_seed_says_the_same_twice_and_another_says_something_else() {
             assert!(line.get(field).is_some(), "{field}: {line}");
         }
         let ratio = line["goodput_bound"].as_f64().unwrap();
-        assert!((0.0..=1.02).contains(&ratio), "{line}");
+        // So short a run may have kinder requests than those that the capacity was measured with.
+        assert!((0.0..=1.05).contains(&ratio), "{line}");
         laws.push(line["law"].as_str().unwrap().to_owned());
     }
     for name in
@@ -168,6 +175,18 @@ fn a_bad_line_of_a_trace_is_named_with_file_line_column_and_remedy() {
     assert!(found.contains("an Azure trace has lines like"), "{found}");
     let found = complaint(good, Some("{\"timestamp\": 0, \"input_length\": 1, \"output_length\": 1}\n{}\n"));
     assert!(found.contains("t.csv:2:2: missing field `timestamp`"), "{found}");
+}
+
+#[test]
+fn a_report_is_one_page_with_the_plots_of_every_law() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, page) = (directory.path().join("s.yaml"), directory.path().join("out.html"));
+    fs::write(&path, "scenario: s\nwhy: w\nseconds: 100\n").unwrap();
+    let output = simulate(&[path.to_str().unwrap(), "--report", page.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    let page = fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3 * page.matches("<h2>").count());
+    assert!(page.matches("<h2>").count() >= 10 && !page.contains("://"));
 }
 
 #[test]

@@ -224,7 +224,8 @@ fn shown(metric: Metric, spread: &Spread) -> String {
     };
     let off = f64::max(spread.most - spread.median, spread.median - spread.least);
     let median = format!("{:.digits$}", spread.median);
-    if off > 0.0 { format!("{median} ±{off:.digits$}") } else { median }
+    let shows = off * 10f64.powi(digits as i32) >= 0.5;
+    if shows { format!("{median} ±{off:.digits$}") } else { median }
 }
 
 fn aligned(lines: &[Vec<String>]) -> String {

@@ -37,6 +37,8 @@ const HORIZON: f64 = 1.0;
 
 /// Part of a new request in the mean work.
 const MEAN_GAIN: f64 = 0.01;
+/// One request counts as at most this many of the mean.
+const OUTLIER: f64 = 10.0;
 
 #[derive(Clone, Debug)]
 pub struct Oracle {
@@ -47,6 +49,7 @@ pub struct Oracle {
     pending: BTreeSet<u64>,
     /// Of a request.
     mean_work: f64,
+    asked: f64,
     budget: f64,
     tiers: Vec<Bucket>,
 }
@@ -61,6 +64,7 @@ impl Oracle {
             capacity: terms.nominal,
             pending: BTreeSet::new(),
             mean_work: (2.0 * terms.output_cost * terms.mean_output).max(1.0),
+            asked: 0.0,
             budget: terms.nominal,
             tiers: vec![Bucket::new(terms.nominal, Duration::from_secs(1)); terms.tiers.len()],
         }
@@ -82,7 +86,7 @@ impl Law for Oracle {
 
     fn know(&mut self, now: Instant, truth: &Truth<'_>) {
         self.capacity = truth.capacity;
-        let missing = self.may_wait(self.settings.aim) - self.waits();
+        let missing = if self.terms.provider { 0.0 } else { self.may_wait(self.settings.aim) - self.waits() };
         self.budget = (truth.capacity + missing / HORIZON).max(0.0);
         let claims = claims(&self.terms, truth.next_second, true);
         for (bucket, grant) in self.tiers.iter_mut().zip(allocate(self.budget, &claims).grants) {
@@ -92,13 +96,16 @@ impl Law for Oracle {
 
     fn admit(&mut self, now: Instant, _node: usize, ask: &Ask) -> bool {
         let work = work(ask, ask.output, self.terms.output_cost);
-        self.mean_work += MEAN_GAIN * (work - self.mean_work);
+        self.asked += 1.0;
+        let counted = work.min(OUTLIER * self.mean_work);
+        self.mean_work += f64::max(MEAN_GAIN, 1.0 / self.asked) * (counted - self.mean_work);
         let waits = self.waits();
         // Below half of the aim idling is nearer than unfairness.
         let (half, most) = (self.may_wait(self.settings.aim) / 2.0, self.may_wait(self.settings.most));
         let Some(tier) = self.tiers.get_mut(ask.tier) else { return false };
         tier.refill(now);
-        let entitled = tier.open() || waits < half;
+        // A provider has no line to keep filled.
+        let entitled = tier.open() || waits < half && !self.terms.provider;
         if !entitled || waits > most {
             return false;
         }

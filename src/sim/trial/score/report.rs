@@ -178,7 +178,8 @@ fn jain(keys: &[OfKey], tiers: usize) -> Option<f64> {
             of(tier).fold((0.0, 0.0), |(good, offered), key| (good + key.good, offered + key.offered));
         (good / f64::max(offered, 1e-9), tier)
     };
-    let (served, tier) = (0..tiers).map(part).min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let asked = (0..tiers).filter(|tier| of(*tier).next().is_some());
+    let (served, tier) = asked.map(part).min_by(|a, b| a.0.total_cmp(&b.0))?;
     // Where nothing is served there is nothing to share.
     if !(0.01..CONGESTED).contains(&served) {
         return None;
