@@ -33,7 +33,7 @@ pub struct Terms {
     pub replicas: usize,
     /// Sequences a replica serves at once.
     pub slots: usize,
-    /// Time to first token.
+    /// Time to first token, of a mean prompt.
     pub slo: Duration,
     /// Between two scrapes.
     pub interval: Duration,

@@ -101,7 +101,8 @@ pub const RIVALS: &[Rival] = &[
         name: "oracle",
         source: "clairvoyant",
         build: |variant, terms, _| {
-            variant.is_none().then(|| boxed(oracle::Oracle::new(terms, oracle::DEFAULT)))
+            let settings = if terms.output_cost > 0.0 { oracle::DEFAULT } else { oracle::JOBS };
+            variant.is_none().then(|| boxed(oracle::Oracle::new(terms, settings)))
         },
         variants: Vec::new,
     },

@@ -32,6 +32,9 @@ pub struct Settings {
 
 pub const DEFAULT: Settings = Settings { aim: 0.3, most: 0.5 };
 
+/// Of jobs that each have a server: what they wait for is known to the second.
+pub const JOBS: Settings = Settings { aim: 0.6, most: 0.85 };
+
 /// In which what waits is brought to the aim.
 const HORIZON: f64 = 1.0;
 
@@ -86,7 +89,7 @@ impl Law for Oracle {
 
     fn know(&mut self, now: Instant, truth: &Truth<'_>) {
         self.capacity = truth.capacity;
-        let missing = if self.terms.provider { 0.0 } else { self.may_wait(self.settings.aim) - self.waits() };
+        let missing = self.may_wait(self.settings.aim) - self.waits();
         self.budget = (truth.capacity + missing / HORIZON).max(0.0);
         let claims = claims(&self.terms, truth.next_second, true);
         for (bucket, grant) in self.tiers.iter_mut().zip(allocate(self.budget, &claims).grants) {
@@ -104,8 +107,7 @@ impl Law for Oracle {
         let (half, most) = (self.may_wait(self.settings.aim) / 2.0, self.may_wait(self.settings.most));
         let Some(tier) = self.tiers.get_mut(ask.tier) else { return false };
         tier.refill(now);
-        // A provider has no line to keep filled.
-        let entitled = tier.open() || waits < half && !self.terms.provider;
+        let entitled = tier.open() || waits < half;
         if !entitled || waits > most {
             return false;
         }

@@ -48,6 +48,7 @@ impl Demand {
         let base =
             rates.first().map_or(Rate { work: 1.0, requests: 1.0, mean_output: 1.0 }, |(_, rate)| *rate);
         let nominal = base.work * trial.replicas as f64;
+        let mean_prompt = base.work / base.requests.max(1e-9) - trial.shape.output_cost * base.mean_output;
         let mut chance = Chance::seeded(seed ^ 0x6465_6d61_6e64);
         let mut arrivals = match trace {
             Some(trace) => traced(trial, trace, nominal, &mut chance),
@@ -74,7 +75,7 @@ impl Demand {
             output_cost: trial.shape.output_cost,
             replicas: trial.replicas,
             slots: trial.shape.slots,
-            slo: trial.slo,
+            slo: trial.slo_of(tokens(mean_prompt)),
             interval: trial.interval,
             delay: trial.delay,
             nodes: trial.nodes,
