@@ -6,10 +6,12 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const BROWSERS: [&str; 3] = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The browser is looked after this often, and this many times.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOKS_MAX: usize = 2400;
 /// Of budget and three tiers, as `--c1` to `--c4` of the page.
 const LIGHT: [u32; 4] = [0xd9_8c_00, 0x00_72_b2, 0x00_9e_73, 0xc2_57_9a];
 const DARK: [u32; 4] = [0xe6_9f_00, 0x56_b4_e9, 0x2f_c4_9a, 0xdd_8f_c0];
@@ -83,14 +85,15 @@ fn screenshot(browser: &str, page: &Path, dark: bool) -> Vec<u8> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let begun = Instant::now();
+    let mut looks = 0;
     while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > PATIENCE {
+        looks += 1;
+        if looks > LOOKS_MAX {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("{browser} drew nothing in {PATIENCE:?}");
+            panic!("{browser} drew nothing in two minutes");
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(LOOK_EVERY);
     }
     fs::read(&image).unwrap()
 }
