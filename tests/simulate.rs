@@ -4,6 +4,9 @@
 //! `TIDEGATE_LONG=1` runs five seeds instead of two.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a broken promise ends the test")]
 
+#[path = "simulate/page.rs"]
+mod page;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

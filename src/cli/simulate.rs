@@ -76,21 +76,21 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         }
     }
     if let (Some(path), Some(scenario)) = (&args.report, scenarios.first()) {
-        let page = page(scenario, trace.as_ref(), args.seed, &laws);
+        let page = page(scenario, trace.as_ref(), args.seed, &laws, !args.law.is_empty());
         std::fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Of every law at its defaults.
-fn page(scenario: &Scenario, trace: Option<&Trace>, seed: u64, laws: &[String]) -> String {
+/// Of the laws that were named, else of every law at its defaults.
+fn page(scenario: &Scenario, trace: Option<&Trace>, seed: u64, laws: &[String], named: bool) -> String {
     let demand = Demand::draw(&scenario.trial, trace, seed);
     let one = |name: &String| {
         let mut law = law(name, &demand.terms, seed)?;
         Some((name.clone(), record(&scenario.trial, &demand, seed, law.as_mut())))
     };
-    let runs: Vec<_> = laws.iter().filter(|name| !name.contains('/')).filter_map(one).collect();
-    plots::page(&scenario.trial, seed, &runs)
+    let runs: Vec<_> = laws.iter().filter(|name| named || !name.contains('/')).filter_map(one).collect();
+    plots::page(&scenario.trial, &demand.terms, seed, &runs)
 }
 
 /// How far it is, for people who wait.
