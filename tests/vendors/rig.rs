@@ -212,7 +212,8 @@ impl Rig {
         config.keys = KeySource::File(dir.path().join("accounts.jsonl"));
         // Credit and budgets are kept there.
         config.state = Some(dir.path().join("state"));
-        config.hook = Some(Hook { url: "http://edge".to_owned(), secret: Secret::new("canary-hook") });
+        config.hook =
+            Some(Hook { url: "http://edge".to_owned(), secret: Secret::new("canary-hook"), relay: false });
         let node = Node::start(config, None).await.unwrap();
         until("the first table", || node.cell().held().is_some()).await;
         Arc::new(Rig { dir, upstreams, world, node, http: client() })
