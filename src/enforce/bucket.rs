@@ -30,9 +30,14 @@ impl Bucket {
     /// Drains up to `now`.
     ///
     /// The lower of the old and the new rate counts for the time between: a limit that was raised
-    /// a moment ago does not reach back.
-    pub fn touch(&mut self, now: Instant, rate: Rate) {
+    /// a moment ago does not reach back. Nor does one that was lowered: what was admitted under the
+    /// higher one fills the smaller bucket and is no debt beyond it, or nothing could pass until the
+    /// lower rate had drained what the higher one allowed.
+    pub fn touch(&mut self, now: Instant, rate: Rate, depth: u128) {
         self.used = self.used_at(now, rate);
+        if rate < self.rate {
+            self.used = self.used.min(depth);
+        }
         self.at = self.at.max(now);
         self.rate = rate;
     }
@@ -114,7 +119,7 @@ mod tests {
         let wait = |bucket: &Bucket, now| seven.shortfall(bucket.used_at(now, seven.rate), 1);
         for _ in 0..7 {
             assert_eq!(wait(&bucket, Instant(5)), None);
-            bucket.touch(Instant(5), seven.rate);
+            bucket.touch(Instant(5), seven.rate, seven.depth);
             bucket.charge(1);
         }
         let promised = wait(&bucket, Instant(5)).unwrap();
@@ -125,13 +130,26 @@ mod tests {
     #[test]
     fn a_raise_does_not_reach_back() {
         let mut bucket = Bucket::default();
-        bucket.touch(Instant::ZERO, per_minute(60).rate);
+        bucket.touch(Instant::ZERO, per_minute(60).rate, per_minute(60).depth);
         bucket.charge(60);
         // One minute at 60 drains 60 units; had the raise reached back, far more debt would fit.
         bucket.charge(60);
         let raised = per_minute(6_000);
-        bucket.touch(Instant::ZERO + MINUTE, raised.rate);
+        bucket.touch(Instant::ZERO + MINUTE, raised.rate, raised.depth);
         assert_eq!(raised.remaining(bucket.used_at(Instant::ZERO + MINUTE, raised.rate)).0, 5_940);
+    }
+
+    #[test]
+    fn a_cut_leaves_no_debt_beyond_the_smaller_bucket() {
+        let mut bucket = Bucket::default();
+        let (high, low) = (per_minute(6_000), per_minute(60));
+        bucket.touch(Instant(5), high.rate, high.depth);
+        bucket.charge(6_000);
+        // At 60 a minute, 6,000 would keep everybody out for 99 minutes.
+        bucket.touch(Instant(5), low.rate, low.depth);
+        assert_eq!(low.remaining(bucket.used_at(Instant(5), low.rate)), (0, MINUTE));
+        let wait = low.shortfall(bucket.used_at(Instant(5), low.rate), 1).unwrap();
+        assert_eq!(wait, Duration::from_secs(1));
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Meters {
 
     fn test_rate(&mut self, now: Instant, limit: &Allowance, at: usize, amounts: &Amounts) -> Option<Over> {
         let bucket = self.rates.get_mut(at)?;
-        bucket.touch(now, limit.rate);
+        bucket.touch(now, limit.rate, limit.depth);
         match *amounts.get(at)? {
             0 => None,
             _ if limit.rate == 0 => Some(Over::never(limit)),
@@ -133,7 +133,7 @@ impl Meters {
         for limit in limits {
             let Some(at) = place(limit.dimension) else { continue };
             if let (Some(bucket), Some(cost)) = (self.rates.get_mut(at), amounts.get(at)) {
-                bucket.touch(now, limit.rate);
+                bucket.touch(now, limit.rate, limit.depth);
                 bucket.charge(*cost);
                 charged.add(at);
             }
@@ -153,7 +153,7 @@ impl Meters {
         // Drained to now first, or the refund would be taken from what has drained already.
         for limit in limits {
             if let Some(bucket) = place(limit.dimension).and_then(|at| self.rates.get_mut(at)) {
-                bucket.touch(now, limit.rate);
+                bucket.touch(now, limit.rate, limit.depth);
             }
         }
         let amounts = reserved.iter().zip(actual);

@@ -300,8 +300,8 @@ impl Fleet {
         };
         let waiting = sum(|signals| signals.waiting);
         let busy = rates.iter().filter(|rate| rate.busy).count();
-        // One that says it is busy among many that are not may be lying.
-        let many_busy = busy > 0 && (self.replicas.len() < trust::QUORUM || 2 * busy >= rates.len());
+        // One that says it is busy among many that are not may be lying; of two it is half the truth.
+        let many_busy = busy > 0 && (self.replicas.len() < trust::QUORUM || 2 * busy > rates.len());
         // What few show is no sample of a pool.
         let many_rates = 2 * rates.len() >= self.replicas.len();
         Seen {

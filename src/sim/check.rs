@@ -225,8 +225,8 @@ impl Account {
     /// Before an admission of `cost` under `rate` (work per second), which `part` of the fleet's
     /// limit is: `Err` when the account says that the limiter should have refused.
     pub fn admit(&mut self, now: Instant, (rate, part): (f64, f64), cost: f64) -> Result<(), String> {
-        self.drain(now, rate);
-        let window = 2.8 / part.sqrt() * rate;
+        self.drain(now, (rate, part));
+        let window = window(rate, part);
         let excess = self.used + cost.min(window) - window;
         self.used += cost;
         // Integer limits and shares round by less than this.
@@ -238,14 +238,23 @@ impl Account {
     }
 
     /// What was reserved turned out to be `difference` more.
-    pub fn correct(&mut self, now: Instant, rate: f64, difference: f64) {
-        self.drain(now, rate);
+    pub fn correct(&mut self, now: Instant, of: (f64, f64), difference: f64) {
+        self.drain(now, of);
         self.used = (self.used + difference).max(0.0);
     }
 
-    /// Up to `now` at the rate that was in force; from here on at `rate`.
-    pub fn drain(&mut self, now: Instant, rate: f64) {
+    /// Up to `now` at the rate that was in force; from here on at `rate`, a `part` of the fleet's.
+    /// What is used fills a bucket that became smaller, and no more than that.
+    pub fn drain(&mut self, now: Instant, (rate, part): (f64, f64)) {
         self.used = (self.used - self.rate * now.seconds_since(self.at)).max(0.0);
+        if rate < self.rate {
+            self.used = self.used.min(window(rate, part));
+        }
         (self.at, self.rate) = (now, rate);
     }
+}
+
+/// What a tier's bucket of a node holds.
+fn window(rate: f64, part: f64) -> f64 {
+    2.8 / part.sqrt() * rate
 }

@@ -196,6 +196,7 @@ impl Alone {
             ..Request::new(MODEL, tier.as_str(), [key; 32])
         };
         let Some(node) = self.nodes.get_mut(at) else { return false };
+        node.drain(now);
         match node.limiter.admit(now, &request) {
             Verdict::Refused(refusal) => {
                 if !matches!(refusal.reason, RefusalReason::Limit { .. } | RefusalReason::Capacity { .. }) {
@@ -227,7 +228,8 @@ impl Alone {
             let Some(node) = self.nodes.get_mut(node) else { continue };
             let difference = input as f64 + OUTPUT_COST * output as f64 - ticket.reserved_work() as f64;
             if let Some(rate) = node.rate(&tier, ended) {
-                node.accounts.entry(tier).or_default().correct(ended, rate, difference);
+                let of = (rate, node.part());
+                node.accounts.entry(tier).or_default().correct(ended, of, difference);
             }
             let settlement =
                 Settlement::Used { input_tokens: input, cached_tokens: 0, output_tokens: output, images: 0 };

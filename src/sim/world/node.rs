@@ -64,9 +64,10 @@ impl Node {
     pub fn drain(&mut self, now: Instant) {
         let rates: Vec<(TierId, f64)> =
             self.accounts.keys().filter_map(|tier| Some((tier.clone(), self.rate(tier, now)?))).collect();
+        let part = self.part();
         for (tier, rate) in rates {
             if let Some(account) = self.accounts.get_mut(&tier) {
-                account.drain(now, rate);
+                account.drain(now, (rate, part));
             }
         }
     }

@@ -31,6 +31,8 @@ impl World {
         self.outcome.offered += 1;
         self.health.offered(now, &traffic.tier, work);
         let Some(node) = self.nodes.get_mut(at) else { return };
+        // A bucket learns of a cut with the next request, admitted or not.
+        node.drain(now);
         let before = (node.counters(now), node.quotas(now, &traffic.tier, key));
         match node.limiter.admit(now, &request) {
             Verdict::Admitted(ticket) => {
@@ -136,7 +138,8 @@ impl World {
         };
         node.in_flight -= 1;
         if let Some(rate) = node.rate(&flight.tier, self.now) {
-            node.accounts.entry(flight.tier.clone()).or_default().correct(self.now, rate, used - reserved);
+            let of = (rate, node.part());
+            node.accounts.entry(flight.tier.clone()).or_default().correct(self.now, of, used - reserved);
         }
         node.limiter.settle(self.now, flight.ticket, settlement);
         let pool = PoolId::new(POOL);
