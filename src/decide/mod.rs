@@ -27,7 +27,7 @@ const DELAY: Duration = Duration::from_secs(1);
 const WAIT_PART_OF_SLO: f64 = 0.4;
 /// Budget over measured capacity while probing: keeps a backlog, and so a measurement, alive. What
 /// it is too much nodes keep from waiting by the pool's caps.
-const PROBE_MAX: f64 = 1.045;
+const PROBE_MAX: f64 = 1.03;
 /// Where the budget returns to after an overload has drained.
 const RECOVERED: f64 = 0.97;
 /// Growth per tick before the first backlog.
@@ -54,10 +54,10 @@ const DRIFT_SECONDS: f64 = 60.0;
 const FLOOR: f64 = 0.05;
 /// Part of the SLO that admitted work may wait for its first token, by Little's law.
 /// Nodes let it be more by the spread of what they see of it.
-const WAITING_CAP_PART_OF_SLO: f64 = 0.55;
+const WAITING_CAP_PART_OF_SLO: f64 = 0.6;
 /// Requests in flight over the most that were seen running: without, a pool that was measured while
 /// its batches were small could never be seen to fill them.
-const IN_FLIGHT_SPARE: f64 = 1.3;
+const IN_FLIGHT_SPARE: f64 = 1.1;
 
 /// No request is believed to be more work than this.
 const REQUEST_WORK_MAX: f64 = 1e7;
