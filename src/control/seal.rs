@@ -28,8 +28,8 @@ const EVEN_PART: f64 = 0.1;
 /// Shares move when one is off by more than this.
 const SHARE_STEP: u32 = PPM / 50;
 /// Of the waiting work, what the tier after the highest leaves free, and what the lowest does.
-const YIELDS_SECOND: f64 = 0.4;
-const YIELDS_LAST: f64 = 0.6;
+const YIELDS_SECOND: f64 = 0.52;
+const YIELDS_LAST: f64 = 0.68;
 
 /// The same for every tier but the highest while nothing is contended.
 const YIELDS_IDLE: f64 = 0.3;

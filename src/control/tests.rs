@@ -354,6 +354,6 @@ fn lower_priorities_leave_room_in_the_pools_caps() {
     let tick = Run::new(State::default()).settle();
     let yields = |tier: &str| tick.table.row("m", tier).unwrap().yields;
     assert_eq!(yields("enterprise").waiting, 0);
-    assert_eq!(yields("starter").waiting, 400_000);
+    assert_eq!(yields("starter").waiting, 520_000);
     assert!(yields("starter").in_flight < 500_000, "a full batch is not given up");
 }

@@ -54,7 +54,7 @@ const DRIFT_SECONDS: f64 = 60.0;
 const FLOOR: f64 = 0.05;
 /// Part of the SLO that admitted work may wait for its first token, by Little's law.
 /// Nodes let it be more by the spread of what they see of it.
-const WAITING_CAP_PART_OF_SLO: f64 = 0.6;
+const WAITING_CAP_PART_OF_SLO: f64 = 0.75;
 /// Requests in flight over the most that were seen running: without, a pool that was measured while
 /// its batches were small could never be seen to fill them.
 const IN_FLIGHT_SPARE: f64 = 1.1;

@@ -204,8 +204,8 @@ fn a_lost_pool_keeps_a_budget_by_which_it_can_be_seen_to_recover() {
 #[test]
 fn waiting_room_is_the_slo_worth_of_capacity() {
     let decision = at(4000.0).step(&context(5), &estimate(4.0), &demand(4000.0, false));
-    assert_eq!(decision.waiting_work, 0.6 * 4000.0);
-    assert_eq!(decision.in_flight, Some(1.1 * 4.0 * 16.0 + 24.0));
+    assert_eq!(decision.waiting_work, 0.75 * 4000.0);
+    assert_eq!(decision.in_flight, Some(1.1 * 4.0 * 16.0 + 30.0));
     let unknown = at(1000.0).step(&context(5), &unmeasured(4.0), &demand(1000.0, false));
-    assert_eq!((unknown.waiting_work, unknown.in_flight), (0.6 * 1000.0, None));
+    assert_eq!((unknown.waiting_work, unknown.in_flight), (0.75 * 1000.0, None));
 }
