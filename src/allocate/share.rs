@@ -17,10 +17,11 @@ const USED_UP: f64 = 0.9;
 const GAIN: f64 = 0.3;
 /// From this part on shares are published at all: a tier that refuses less is not fought over.
 const FOUGHT_OVER: f64 = 0.05;
-/// Most that the level falls in one interval, as the factor that remains.
-const FALL: f64 = 0.7;
+/// Most that the level falls in one interval, as the factor that remains: a share's bucket is seconds
+/// deep, so that a lower level shows late, and one that falls faster is far too low by then.
+const FALL: f64 = 0.9;
 /// What it falls by for each part that is refused too much.
-const EAGER: f64 = 2.0;
+const EAGER: f64 = 1.0;
 /// What it rises by while shares refuse and the tier has room.
 const RISE: f64 = 1.08;
 /// What it rises by while nobody is refused at all, until it is no limit any more.
