@@ -21,9 +21,10 @@ pub const FROZEN_AFTER: u32 = 10;
 pub const QUORUM: usize = 3;
 /// The replica that says most counts at most this many times the next.
 const ABOVE_NEXT: f64 = 2.0;
-/// Scrapes running that a replica must answer to count: doubles with each fall, up to the cap.
+/// Scrapes running that a replica must answer to count: twice as many once it has fallen again. Not
+/// more: one that comes and goes serves while it is there.
 const RETURNS_AFTER: u32 = 2;
-const RETURNS_DOUBLINGS: u32 = 3;
+const RETURNS_DOUBLINGS: u32 = 1;
 
 /// What nodes saw of a pool in the last interval: the sign that is independent of its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,7 +151,7 @@ mod tests {
             fallen.fell(&id, Instant::ZERO, 10);
             needed.push(fallen.returns_after(&id));
         }
-        assert_eq!(needed, [2, 2, 4, 8, 16, 16, 16]);
+        assert_eq!(needed, [2, 2, 4, 4, 4, 4, 4]);
         fallen.forget(Instant(301_000_000_000), 300.0);
         assert_eq!(fallen.returns_after(&id), 2);
     }
