@@ -299,8 +299,8 @@ fn both_nodes_together_stay_inside_the_limits() {
             for window in windows() {
                 let admitted = sum(&seconds[window.clone()], tier, "admitted");
                 let limits: Vec<f64> = window.clone().map(|at| limit(tier, at)).collect();
-                // 2.8 s by the root of two nodes, and half a second for what a second cuts apart.
-                let burst = 4.5 * limits.iter().copied().fold(0.0, f64::max);
+                // 4 s by the root of two nodes, and half a second for what a second cuts apart.
+                let burst = 6.2 * limits.iter().copied().fold(0.0, f64::max);
                 let allowed = limits.iter().sum::<f64>() + burst + COST_MAX + PRINTED;
                 if admitted > allowed || allowed.is_nan() {
                     broken.push(format!(

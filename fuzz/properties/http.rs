@@ -218,6 +218,7 @@ fn table() -> LimitTable {
         output_cost_milli: 1_000,
         budget: Limit::Unlimited,
         waiting_work: Limit::Unlimited,
+        slo_ms: 0,
         in_flight: Limit::Unlimited,
         degraded: false,
         shares: BTreeMap::from([("n".into(), PPM)]),

@@ -146,6 +146,7 @@ impl Controller {
                 output_cost_milli: (tick.estimate.output_cost * 1e3).round() as u64,
                 budget: damp(Some(tick.decision.budget * 60.0), old.map(|old| old.budget)),
                 waiting_work: damp(Some(tick.decision.waiting_work), old.map(|old| old.waiting_work)),
+                slo_ms: millis(policy.slo),
                 in_flight: damp(tick.decision.in_flight.map(f64::ceil), old.map(|old| old.in_flight)),
                 degraded: tick.estimate.freshness != crate::estimate::Freshness::Fresh,
                 shares: shares(&tick.demand.nodes, old.map(|old| &old.shares)),

@@ -24,9 +24,9 @@ const RETURN_PART: f64 = 0.9;
 const WINDOW: usize = 10;
 /// Seconds of first tokens behind one quantile.
 pub const TTFT_WINDOW: usize = 5;
-/// Seconds of its limit that a tier may send at once: the buckets of both nodes, 2.8 s by the root
+/// Seconds of its limit that a tier may send at once: the buckets of both nodes, 4 s by the root
 /// of two, and half a second for what a second of the clock cuts apart.
-const BURST: f64 = 4.5;
+const BURST: f64 = 6.2;
 
 /// What a demo left behind.
 #[derive(Clone, Debug)]

@@ -115,6 +115,7 @@ mod tests {
             output_cost_milli: 4000,
             budget: Limit::Finite(600_000),
             waiting_work: Limit::Unlimited,
+            slo_ms: 0,
             in_flight: Limit::Unlimited,
             degraded: false,
             shares: BTreeMap::new(),

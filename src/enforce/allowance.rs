@@ -11,7 +11,7 @@ use crate::wire::{Entry, Held, Pinned, PoolEntry};
 /// The bucket of a tier on the only node holds this much of its limit; see [`Portion::window`] for
 /// a part. Long enough that what a quiet second left is not lost to the next; a pool does not queue
 /// behind it, since what may wait there has a cap of its own.
-pub const TIER_WINDOW: Duration = Duration::from_millis(2800);
+pub const TIER_WINDOW: Duration = Duration::from_secs(4);
 /// A key's fair share holds this much of itself: a key that comes back after a pause is let in at
 /// once, one that floods is found out in seconds.
 pub const SHARE_WINDOW: Duration = Duration::from_secs(15);
@@ -74,6 +74,11 @@ impl Portion {
 
     pub fn ppm(self) -> u32 {
         self.ppm
+    }
+
+    /// What is not this node's, 0 to 1.
+    pub fn others(self) -> f64 {
+        f64::from(PPM.saturating_sub(self.ppm)) / f64::from(PPM)
     }
 
     /// How long a bucket of this part holds what it drains, where that of all would hold it for
@@ -164,6 +169,7 @@ mod tests {
                 output_cost_milli: 1_000,
                 budget: Limit::Unlimited,
                 waiting_work: Limit::Unlimited,
+                slo_ms: 0,
                 in_flight: Limit::Unlimited,
                 degraded: false,
                 shares: shares

@@ -256,5 +256,5 @@ impl Account {
 
 /// What a tier's bucket of a node holds.
 fn window(rate: f64, part: f64) -> f64 {
-    2.8 / part.sqrt() * rate
+    4.0 / part.sqrt() * rate
 }

@@ -66,6 +66,10 @@ pub struct PoolEntry {
     pub budget: Limit,
     /// Work that may be admitted and still wait for its first token, all nodes together.
     pub waiting_work: Limit,
+    /// Time to first token that is promised, milliseconds; 0 where nobody says. Nodes let more or
+    /// less wait by what of it they see used.
+    #[serde(default)]
+    pub slo_ms: u64,
     /// Requests in flight, all nodes together.
     pub in_flight: Limit,
     /// Limits follow held or drifting signals, not fresh ones.
@@ -372,6 +376,7 @@ mod tests {
             output_cost_milli: 2_000,
             budget: Limit::Finite(6_000),
             waiting_work: Limit::Finite(10),
+            slo_ms: 0,
             in_flight: Limit::Unlimited,
             degraded: false,
             shares: BTreeMap::from([("n".into(), PPM)]),

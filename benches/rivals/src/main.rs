@@ -81,6 +81,7 @@ fn table(version: u64, full: bool) -> LimitTable {
         output_cost_milli: 1_000,
         budget: Limit::Unlimited,
         waiting_work: Limit::Unlimited,
+        slo_ms: 0,
         in_flight: Limit::Unlimited,
         degraded: false,
         shares: BTreeMap::from([("n".into(), PPM)]),

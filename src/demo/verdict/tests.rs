@@ -122,7 +122,7 @@ fn more_admitted_than_the_limit_is_seen() {
     breaks(5, |record| {
         for second in &mut record.seconds[10..20] {
             second.tiers[2].limit_max = Some(6_000.0);
-            second.seen.tiers[2] = Served { demand: 9_000.0, ..Served::default() };
+            second.seen.tiers[2] = Served { demand: 12_000.0, ..Served::default() };
         }
     });
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::enforce::allowance::Allowance;
-use crate::enforce::bucket::Rate;
+use crate::enforce::bucket::{Bucket, Rate};
 use crate::enforce::keys::{Keys, Name, Place};
 use crate::enforce::meters::{Amounts, Charged, Meters, Over, RATES, RETRY_SOON, RETRY_ZERO};
 use crate::enforce::minute::Wall;
@@ -52,6 +52,8 @@ struct Shared<'a> {
     tier: Option<MutexGuard<'a, Meters>>,
     model: Option<(&'a ModelRules, MutexGuard<'a, Meters>)>,
     pool: Option<MutexGuard<'a, PoolState>>,
+    /// What is guaranteed, and what of it was admitted.
+    guarantee: Option<(&'a Allowance, MutexGuard<'a, Bucket>)>,
 }
 
 /// A refusal in the making: the longest wait of all tests that failed.
@@ -104,6 +106,11 @@ impl Shard {
             tier: (stays || !tier.is_empty()).then(|| lock(&row.cell.meters)),
             model: rules.model(row.model).map(|model| (model, lock(&model.state))),
             pool: (stays || pool_limits.bind()).then(|| lock(&pool.cell.state)),
+            guarantee: row.guarantee.as_ref().filter(|_| pool_limits.bind()).map(|guarantee| {
+                let mut admitted = lock(&row.cell.guaranteed);
+                admitted.touch(now, guarantee.rate, guarantee.depth);
+                (guarantee, admitted)
+            }),
         };
         shared.counted.offered.add(costs.work);
         let mut worst = Worst::default();
@@ -128,7 +135,7 @@ impl Shard {
             }
             return Err(refusal);
         }
-        shared.has_room(pool_limits, row.yields, costs.work)?;
+        shared.has_room(now, (pool_limits, row.yields), costs.work)?;
         let more = also(&costs).inspect_err(|_| shared.counted.refused_limit.add(costs.work))?;
         let mut ticket = Ticket {
             place: Places { shard: *at, row: row_at, model: None, key: None, account: None },
@@ -231,8 +238,17 @@ impl Party<'_> {
 // === impl Shared ===
 
 impl Shared<'_> {
-    fn has_room(&mut self, limits: &PoolLimits, yields: Yields, work: u64) -> Result<(), Refusal> {
-        let full = self.pool.as_ref().and_then(|pool| pool.has_no_room(limits, yields, work));
+    fn has_room(
+        &mut self,
+        now: Instant,
+        (limits, yields): (&PoolLimits, Yields),
+        work: u64,
+    ) -> Result<(), Refusal> {
+        let fits = |(guarantee, admitted): &(&Allowance, MutexGuard<'_, Bucket>)| {
+            guarantee.shortfall(admitted.used_at(now, guarantee.rate), work).is_none()
+        };
+        let due = self.guarantee.as_ref().is_some_and(fits);
+        let full = self.pool.as_ref().and_then(|pool| pool.has_no_room(now, limits, yields, due));
         let Some(cap) = full else { return Ok(()) };
         self.counted.refused_capacity.add(work);
         Err(Refusal::new(RefusalReason::Capacity { cap }, RETRY_SOON))
@@ -281,11 +297,12 @@ impl Shared<'_> {
             ticket.place.model = Some(row.model);
         }
         self.counted.admitted.add(costs.work);
+        if let Some((_, admitted)) = &mut self.guarantee {
+            // What is expected of a request stands: on the mean that is what it comes to.
+            admitted.charge(costs.work);
+        }
         match &mut self.pool {
-            Some(pool) if stays => {
-                pool.in_flight = pool.in_flight.saturating_add(1);
-                pool.waiting = pool.waiting.saturating_add(ticket.waiting);
-            }
+            Some(pool) if stays => pool.begin(now, ticket.waiting),
             _ => self.counted.settled_work = self.counted.settled_work.saturating_add(costs.work),
         }
     }

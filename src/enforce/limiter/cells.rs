@@ -5,16 +5,21 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::enforce::bucket::Bucket;
 use crate::enforce::meters::Meters;
 use crate::enforce::ticket::{Cap, Settlement};
-use crate::unit::{Limit, ModelId, PPM, PoolId, TierId};
+use crate::unit::{Instant, Limit, ModelId, PPM, PoolId, TierId};
 use crate::wire::{PoolUsage, Work, Yields};
 
 use super::rules::PoolLimits;
 use super::sync::{Mutex, MutexGuard, lock};
+use super::wait::Wait;
 
 /// Parts of what is counted; a power of two.
 const STRIPES: usize = 4;
+/// Requests in flight at one node vary by the root of their number; so many times that are let in
+/// beyond the node's part.
+const IN_FLIGHT_SPREAD: f64 = 2.0;
 /// Weight of the newest request in the learned output.
 const OUTPUT_GAIN: f64 = 0.05;
 
@@ -27,6 +32,8 @@ pub struct RowCell {
     output: AtomicU64,
     /// What all keys of the tier have used together.
     pub meters: Mutex<Meters>,
+    /// What was admitted of the tier's guarantee.
+    pub guaranteed: Mutex<Bucket>,
     /// By shard, modulo their number: what is only counted is not worth waiting for each other.
     counted: [Padded<Mutex<Counted>>; STRIPES],
 }
@@ -61,6 +68,7 @@ pub struct PoolState {
     pub waiting: u64,
     pub upstream_requests: u64,
     pub upstream_errors: u64,
+    wait: Wait,
 }
 
 // === impl RowCell ===
@@ -69,7 +77,8 @@ impl RowCell {
     pub fn new(model: ModelId, tier: TierId) -> RowCell {
         let output = AtomicU64::new(f64::NAN.to_bits());
         let counted = std::array::from_fn(|_| Padded(Mutex::new(Counted::default())));
-        RowCell { model, tier, output, meters: Mutex::new(Meters::default()), counted }
+        let (meters, guaranteed) = (Mutex::new(Meters::default()), Mutex::new(Bucket::default()));
+        RowCell { model, tier, output, meters, guaranteed, counted }
     }
 
     /// What a shard counts in.
@@ -118,24 +127,31 @@ impl Counted {
 impl PoolState {
     /// Whether the pool's caps leave room for a tier that yields this part of them.
     ///
-    /// The test is on what is there already, so that one large request is never starved. What waits
-    /// at one node of many varies more than its part of the cap is large, by the root of it in
-    /// requests of this size: as much may wait beyond it, since nodes do not all have it at once.
-    pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields, work: u64) -> Option<Cap> {
+    /// The test is on what is there already, so that one large request is never starved. What is at
+    /// one node of many varies more than its part of a cap is large, by the root of it in requests:
+    /// as much may be there beyond it, since nodes do not all have it at once.
+    ///
+    /// What a tier is guaranteed, `due`, gives way to nobody.
+    pub fn has_no_room(&self, now: Instant, limits: &PoolLimits, yields: Yields, due: bool) -> Option<Cap> {
+        let yields = if due { Yields::default() } else { yields };
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);
         if let Limit::Finite(cap) = limits.waiting_work {
-            let part = u128::from(cap) * left(yields.waiting) / whole;
-            let spread = (part * u128::from(work)).isqrt();
-            if u128::from(self.waiting) >= part + spread {
+            let part = (u128::from(cap) * left(yields.waiting) / whole) as f64;
+            let spread = limits.portion.others() * (part * self.wait.request()).sqrt();
+            // A pool that was never full has to be, once, to be measured.
+            let uncut = due || limits.in_flight == Limit::Unlimited;
+            let room = (part + spread) * self.wait.stretch(now, limits.slo, uncut);
+            if self.waiting as f64 >= room {
                 return Some(Cap::WaitingWork);
             }
         }
         if let Limit::Finite(cap) = limits.in_flight {
-            let held = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole);
+            let part = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole) as f64;
+            let spread = limits.portion.others() * IN_FLIGHT_SPREAD * part.sqrt();
             // A tier that yields everything but one slot of a living pool is not shut out.
-            let least = u128::from(cap > 0 && limits.portion.ppm() > 0);
-            if u128::from(self.in_flight) >= held.max(least) {
+            let least = if cap > 0 && limits.portion.ppm() > 0 { 1.0 } else { 0.0 };
+            if self.in_flight as f64 >= f64::max(part + spread, least) {
                 return Some(Cap::InFlight);
             }
         }
@@ -150,6 +166,21 @@ impl PoolState {
             .waiting_work
             .finite()
             .is_some_and(|cap| u128::from(self.waiting) * whole * 2 >= u128::from(cap) * left)
+    }
+
+    /// A request is admitted, and waits for its first token with so much work, if with any.
+    pub fn begin(&mut self, now: Instant, work: u64) {
+        self.in_flight = self.in_flight.saturating_add(1);
+        if work > 0 {
+            self.wait.begins(now, work, self.waiting == 0);
+            self.waiting = self.waiting.saturating_add(work);
+        }
+    }
+
+    /// Its first token is out.
+    pub fn first_token(&mut self, now: Instant, work: u64, admitted_at: Instant) {
+        self.waiting = self.waiting.saturating_sub(work);
+        self.wait.ends(now, admitted_at);
     }
 
     pub fn count(&mut self, outcome: Settlement) {

@@ -15,15 +15,14 @@ use super::sync::lock;
 
 impl Limiter {
     /// The request waits no longer. Calling it again changes nothing.
-    pub fn first_token(&self, _now: Instant, ticket: &mut Ticket) {
+    pub fn first_token(&self, now: Instant, ticket: &mut Ticket) {
         let waiting = std::mem::take(&mut ticket.waiting);
         if waiting == 0 {
             return;
         }
         let shard = self.shard(ticket.place.shard);
         if let Some(pool) = shard.rules.pool(ticket.pool) {
-            let mut pool = lock(&pool.cell.state);
-            pool.waiting = pool.waiting.saturating_sub(waiting);
+            lock(&pool.cell.state).first_token(now, waiting, ticket.admitted_at);
         }
     }
 

@@ -20,6 +20,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod wait;
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Deref;

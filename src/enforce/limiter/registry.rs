@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::bounds::ROW_NAMES_MAX;
 use crate::enforce::allowance::{Allowance, Portion};
@@ -12,7 +13,9 @@ use crate::unit::{Instant, ModelId, NodeId, PoolId, ProductId, TierId};
 use crate::wire::{CachedInput, Held, LimitTable, Row, Span, TableError, Window};
 
 use super::cells::{PoolCell, PoolState, RowCell};
-use super::rules::{ModelRules, PoolLimits, PoolRules, RowRules, Rules, flows, limits_of, share_of};
+use super::rules::{
+    ModelRules, PoolLimits, PoolRules, RowRules, Rules, flows, guarantee_of, limits_of, share_of,
+};
 use super::sync::{Mutex, lock};
 
 /// All names so far; only whoever brings a table or asks for a report looks at it.
@@ -55,7 +58,8 @@ impl Registry {
             let at = self.pool_at(name, &mut pools);
             if let Some(pool) = pools.get_mut(at as usize) {
                 let (waiting_work, in_flight) = (entry.waiting_work, entry.in_flight);
-                pool.limits = Some(PoolLimits { portion: Portion::of(entry, node), waiting_work, in_flight });
+                let (portion, slo) = (Portion::of(entry, node), Duration::from_millis(entry.slo_ms));
+                pool.limits = Some(PoolLimits { portion, waiting_work, slo, in_flight });
             }
         }
         for row in &table.rows {
@@ -139,6 +143,7 @@ impl Registry {
             tier: limits_of(row, Scope::Tier, portion),
             entries: row.limits.iter().map(|(dimension, entry)| (*dimension, *entry)).collect(),
             share: share_of(row, pool.unit, &key, portion),
+            guarantee: guarantee_of(row, pool.unit, portion),
             key,
             account: limits_of(row, Scope::Account, portion),
         };

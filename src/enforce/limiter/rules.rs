@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -58,6 +59,8 @@ pub struct RowRules {
     pub key: Box<[Allowance]>,
     pub account: Box<[Allowance]>,
     pub share: Option<Share>,
+    /// Of the tier, in work.
+    pub guarantee: Option<Allowance>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +81,8 @@ pub struct PoolRules {
 pub struct PoolLimits {
     pub portion: Portion,
     pub waiting_work: Limit,
+    /// Time to first token; zero where nobody says.
+    pub slo: Duration,
     pub in_flight: Limit,
 }
 
@@ -291,6 +296,12 @@ pub fn share_of(row: &Row, unit: WorkUnit, key: &[Allowance], portion: Portion) 
     let allowance = Allowance::share(dimension, entry.key_share, portion)?;
     let taken = |lane: &usize| key.iter().any(|limit| place(limit.dimension) == Some(*lane));
     (0..RATES).rev().find(|lane| !taken(lane)).map(|lane| Share { lane, allowance })
+}
+
+/// What a tier is guaranteed here; none where nothing is.
+pub fn guarantee_of(row: &Row, unit: WorkUnit, portion: Portion) -> Option<Allowance> {
+    let guarantee = row.limits.get(&unit.dimension())?.guarantee;
+    Allowance::of(unit.dimension(), guarantee, Scope::Tier, portion).filter(|due| due.rate > 0)
 }
 
 /// Limits of one scope of a row.

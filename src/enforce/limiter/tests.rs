@@ -55,6 +55,7 @@ fn table(version: u64, limits: &[(Dimension, Entry)]) -> LimitTable {
         output_cost_milli: 1_000,
         budget: M,
         waiting_work: M,
+        slo_ms: 0,
         in_flight: M,
         degraded: false,
         shares: BTreeMap::from([("n".into(), PPM)]),

@@ -61,14 +61,15 @@ fn what_is_free_is_no_matter_of_fairness() {
 
 #[test]
 fn a_share_names_itself_and_the_wait_until_it_has_room() {
-    let limiter = limiter(shared(1, FAIR));
+    let fair = Limit::Finite(1_800);
+    let limiter = limiter(shared(1, fair));
     let refusal = loop {
         match limiter.admit(at(0.0), &request("a", 1)) {
             Verdict::Admitted(ticket) => limiter.settle(at(0.0), ticket, USED),
             Verdict::Refused(refusal) => break refusal,
         }
     };
-    // The tier's 150 are gone before the share's 300 are.
+    // The tier's 400 are gone before the share's 450 are.
     assert!(matches!(refusal.reason, RefusalReason::Limit { scope: Scope::Tier, .. }), "{refusal:?}");
     for second in 1..60 {
         while let Verdict::Admitted(ticket) = limiter.admit(at(f64::from(second)), &request("a", 1)) {
@@ -77,7 +78,7 @@ fn a_share_names_itself_and_the_wait_until_it_has_room() {
     }
     let refusal = refused(limiter.admit(at(59.0), &request("a", 1)));
     let RefusalReason::Limit { scope, dimension, limit } = refusal.reason else { panic!("{refusal:?}") };
-    assert_eq!((scope, dimension, limit), (Scope::Key, TPM, FAIR));
+    assert_eq!((scope, dimension, limit), (Scope::Key, TPM, fair));
     assert!(refusal.retry_after > Duration::ZERO);
     // It came back with a share that is whole.
     limiter.settle(at(59.0), admitted(limiter.admit(at(59.0), &request("b", 1))), USED);
