@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::enforce::allowance::Allowance;
-use crate::enforce::bucket::{Bucket, Rate};
+use crate::enforce::bucket::Rate;
 use crate::enforce::keys::{Keys, Name, Place};
 use crate::enforce::meters::{Amounts, Charged, Meters, Over, RATES, RETRY_SOON, RETRY_ZERO};
 use crate::enforce::minute::Wall;
@@ -17,7 +17,7 @@ use crate::unit::{Instant, Limit};
 use crate::wire::{Held, Yields};
 
 use super::cells::{Counted, PoolState};
-use super::rules::{Built, ModelRules, PoolLimits, RowRules, Rules};
+use super::rules::{Built, Due, ModelRules, PoolLimits, RowRules, Rules};
 use super::sync::{MutexGuard, lock};
 
 /// A part of the keys, and what they are tested against. All keys of an account are in one.
@@ -52,8 +52,8 @@ struct Shared<'a> {
     tier: Option<MutexGuard<'a, Meters>>,
     model: Option<(&'a ModelRules, MutexGuard<'a, Meters>)>,
     pool: Option<MutexGuard<'a, PoolState>>,
-    /// What is guaranteed, and what of it was admitted.
-    guarantee: Option<(&'a Allowance, MutexGuard<'a, Bucket>)>,
+    /// Where the pool's caps bind.
+    guarantee: Option<Due<'a>>,
 }
 
 /// A refusal in the making: the longest wait of all tests that failed.
@@ -106,11 +106,7 @@ impl Shard {
             tier: (stays || !tier.is_empty()).then(|| lock(&row.cell.meters)),
             model: rules.model(row.model).map(|model| (model, lock(&model.state))),
             pool: (stays || pool_limits.bind()).then(|| lock(&pool.cell.state)),
-            guarantee: row.guarantee.as_ref().filter(|_| pool_limits.bind()).map(|guarantee| {
-                let mut admitted = lock(&row.cell.guaranteed);
-                admitted.touch(now, guarantee.rate, guarantee.depth);
-                (guarantee, admitted)
-            }),
+            guarantee: row.guarantee.as_ref().filter(|_| pool_limits.bind()).map(|due| row.due(due, now)),
         };
         shared.counted.offered.add(costs.work);
         let mut worst = Worst::default();
@@ -244,7 +240,7 @@ impl Shared<'_> {
         (limits, yields): (&PoolLimits, Yields),
         work: u64,
     ) -> Result<(), Refusal> {
-        let fits = |(guarantee, admitted): &(&Allowance, MutexGuard<'_, Bucket>)| {
+        let fits = |(guarantee, admitted): &Due<'_>| {
             guarantee.shortfall(admitted.used_at(now, guarantee.rate), work).is_none()
         };
         let due = self.guarantee.as_ref().is_some_and(fits);

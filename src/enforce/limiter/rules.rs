@@ -8,7 +8,7 @@ use std::time::Duration;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::enforce::allowance::{Allowance, Portion};
-use crate::enforce::bucket::Rate;
+use crate::enforce::bucket::{Bucket, Rate};
 use crate::enforce::meters::{Meters, RATES, place};
 use crate::enforce::slot::{Flow, Flows, Share};
 use crate::enforce::ticket::{Costs, Limits, RefusalReason, Request, Scope, Settlement, Ticket};
@@ -16,7 +16,7 @@ use crate::unit::{Dimension, Instant, Limit, MAX_FINITE, ModelId, WorkUnit};
 use crate::wire::{CachedInput, Entry, Held, Row, Window, Yields};
 
 use super::cells::{PoolCell, RowCell};
-use super::sync::Mutex;
+use super::sync::{Mutex, MutexGuard, lock};
 
 /// Output tokens assumed before any request of a row was settled.
 pub const OUTPUT_UNKNOWN: u64 = 256;
@@ -62,6 +62,9 @@ pub struct RowRules {
     /// Of the tier, in work.
     pub guarantee: Option<Allowance>,
 }
+
+/// What a tier is guaranteed, and what of it was admitted.
+pub type Due<'a> = (&'a Allowance, MutexGuard<'a, Bucket>);
 
 #[derive(Clone, Debug)]
 pub struct ModelRules {
@@ -151,6 +154,13 @@ impl RowRules {
             Allowance::of(*dimension, limit, Scope::Tier, self.portion)
         });
         Built::of(limits)
+    }
+
+    /// What was admitted of a guarantee, drained up to `now`.
+    pub fn due<'a>(&'a self, guarantee: &'a Allowance, now: Instant) -> Due<'a> {
+        let mut admitted = lock(&self.cell.guaranteed);
+        admitted.touch(now, guarantee.rate, guarantee.depth);
+        (guarantee, admitted)
     }
 
     pub fn limits(&self, scope: Scope) -> &[Allowance] {
