@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidegate::bounds::TRACE_BYTES_MAX;
 use tidegate::policy::diagnostic::render;
-use tidegate::sim::trial::contest::{Row, Spread, contest};
+use tidegate::sim::trial::contest::{Row, contest};
 use tidegate::sim::trial::demand::Demand;
 use tidegate::sim::trial::file::{Scenario, read};
 use tidegate::sim::trial::laws::{self, law};
@@ -18,6 +18,8 @@ use tidegate::sim::trial::score::Metric;
 use tidegate::sim::trial::trace::Trace;
 
 use super::Failure;
+
+mod table;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -66,14 +68,20 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     if args.report.is_some() && scenarios.len() != 1 {
         return Err("`--report` shows one scenario; name one".into());
     }
+    let mut runs = Vec::new();
     for scenario in &scenarios {
         let rows = all(scenario, trace.as_ref(), args.seed..args.seed.saturating_add(args.seeds), &laws);
         if args.json {
             rows.iter().for_each(|row| println!("{}", json(&scenario.trial.name, row)));
         } else {
             clear();
-            print!("{}", table(scenario, &rows, &shown_of(&rows, &laws, args.law.is_empty())));
+            let shown = table::shown_of(&rows, &laws, args.law.is_empty());
+            print!("{}", table::table(scenario, &rows, &shown));
         }
+        runs.push((scenario, rows));
+    }
+    if !args.json && runs.len() > 1 {
+        print!("{}", table::summary(&runs, &laws));
     }
     if let (Some(path), Some(scenario)) = (&args.report, scenarios.first()) {
         let page = page(scenario, trace.as_ref(), args.seed, &laws, !args.law.is_empty());
@@ -157,21 +165,6 @@ fn all(scenario: &Scenario, trace: Option<&Trace>, seeds: std::ops::Range<u64>, 
     found.into_iter().flat_map(|(_, rows)| rows).collect()
 }
 
-/// Laws that the table shows: of a rival's grid only the best, where all were run.
-fn shown_of(rows: &[Row], laws: &[String], best_only: bool) -> Vec<String> {
-    let served = |law: &String| {
-        let of = rows.iter().filter(|row| row.law == *law).map(|row| row.metric(Metric::GoodputBound));
-        Spread::of(of).map_or(0.0, |spread| spread.median)
-    };
-    let rival = |law: &String| law.split_once('/').map(|(rival, _)| rival.to_owned());
-    let is_best = |law: &&String| {
-        let Some(of) = rival(law).filter(|_| best_only) else { return true };
-        let grid = laws.iter().filter(|other| rival(other).as_ref() == Some(&of));
-        grid.max_by(|a, b| served(a).total_cmp(&served(b))) == Some(*law)
-    };
-    laws.iter().filter(is_best).cloned().collect()
-}
-
 /// Three digits behind the point are more than a seed repeats.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
@@ -193,55 +186,4 @@ fn json(scenario: &str, row: &Row) -> String {
     };
     line.insert("stretches".to_owned(), row.report.stretches.iter().map(stretch).collect());
     serde_json::Value::Object(line).to_string()
-}
-
-fn table(scenario: &Scenario, rows: &[Row], laws: &[String]) -> String {
-    let mut head = vec!["law".to_owned()];
-    head.extend(Metric::ALL.iter().map(|(name, _)| (*name).to_owned()));
-    let mut lines = vec![head];
-    for law in laws {
-        let of = || rows.iter().filter(|row| row.law == *law);
-        if of().next().is_none() {
-            continue;
-        }
-        let mut line = vec![law.clone()];
-        for (_, metric) in Metric::ALL {
-            let spread = Spread::of(of().map(|row| row.metric(metric)));
-            line.push(spread.map_or("-".to_owned(), |spread| shown(metric, &spread)));
-        }
-        lines.push(line);
-    }
-    let trial = &scenario.trial;
-    format!("{}: {}\n{}\n", trial.name, trial.why, aligned(&lines))
-}
-
-/// The median, and how far the runs lie from it.
-fn shown(metric: Metric, spread: &Spread) -> String {
-    let digits = match metric {
-        Metric::ViolationS | Metric::SettleS | Metric::GuaranteeMissedS => 0,
-        Metric::TtftP99 | Metric::TtftPeak => 2,
-        _ => 3,
-    };
-    let off = f64::max(spread.most - spread.median, spread.median - spread.least);
-    let median = format!("{:.digits$}", spread.median);
-    let shows = off * 10f64.powi(digits as i32) >= 0.5;
-    if shows { format!("{median} ±{off:.digits$}") } else { median }
-}
-
-fn aligned(lines: &[Vec<String>]) -> String {
-    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for line in lines {
-        for (at, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            let pad = " ".repeat(width - cell.chars().count());
-            // Names to the left, numbers to the right.
-            text += &if at == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
-        }
-        text.push('\n');
-    }
-    text
 }

@@ -43,6 +43,8 @@ pub enum Metric {
     TtftPeak,
     /// Part of what was let in that a provider refused.
     Refused,
+    /// Served in time over offered, of the first tier.
+    FirstTier,
 }
 
 /// One run, summed up. None where a metric says nothing about it.
@@ -269,7 +271,7 @@ fn tiers(ledger: &Ledger) -> Vec<f64> {
 // === impl Metric ===
 
 impl Metric {
-    pub const ALL: [(&'static str, Metric); 10] = [
+    pub const ALL: [(&'static str, Metric); 11] = [
         ("goodput_bound", Metric::GoodputBound),
         ("goodput_oracle", Metric::GoodputOracle),
         ("violation_s", Metric::ViolationS),
@@ -280,10 +282,11 @@ impl Metric {
         ("guarantee_missed_s", Metric::GuaranteeMissedS),
         ("ttft_peak", Metric::TtftPeak),
         ("refused", Metric::Refused),
+        ("first_tier", Metric::FirstTier),
     ];
 
     pub fn more_is_better(self) -> bool {
-        matches!(self, Metric::GoodputBound | Metric::GoodputOracle | Metric::Jain)
+        matches!(self, Metric::GoodputBound | Metric::GoodputOracle | Metric::Jain | Metric::FirstTier)
     }
 }
 
@@ -307,6 +310,7 @@ impl Report {
             Metric::GuaranteeMissedS => Some(self.guarantee_missed_s),
             Metric::TtftPeak => self.ttft_peak,
             Metric::Refused => self.refused,
+            Metric::FirstTier => self.tiers.first().copied(),
         }
     }
 }
