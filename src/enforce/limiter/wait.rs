@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::unit::Instant;
 
 /// Parts of the SLO: a wait up to the first is none, from the second on a pool is used up.
-const CALM: f64 = 0.1;
-const FULL: f64 = 0.3;
+const CALM: f64 = 0.05;
+const FULL: f64 = 0.2;
 /// How many times its part a node may have waiting while there is no queue,
 const MOST: f64 = 2.0;
 /// and once there is a long one: a prompt takes long by itself, so that this is no proof.
@@ -96,16 +96,16 @@ mod tests {
     fn while_first_tokens_come_at_once_twice_as_much_may_wait() {
         let (wait, now) = after(&[0.1, 0.2, 0.1]);
         assert_eq!(wait.stretch(at(now), SLO, false), MOST);
-        let (wait, now) = after(&[0.4; 12]);
+        let (wait, now) = after(&[0.25; 12]);
         let between = wait.stretch(at(now), SLO, false);
         assert!((1.4..1.6).contains(&between), "{between}");
     }
 
     #[test]
     fn once_they_come_late_less_may_and_never_less_than_half() {
-        let (wait, now) = after(&[0.8; 12]);
+        let (wait, now) = after(&[0.5; 12]);
         let less = wait.stretch(at(now), SLO, false);
-        assert!((0.74..0.78).contains(&less), "{less}");
+        assert!((0.79..0.81).contains(&less), "{less}");
         let (wait, now) = after(&[30.0; 12]);
         assert_eq!(wait.stretch(at(now), SLO, false), LEAST);
         assert_eq!(wait.stretch(at(now), SLO, true), 1.0);
