@@ -160,6 +160,8 @@ bounds! {
         JOURNAL_NODE_ROWS_MAX: usize, count = 8_192, "left out; after a restart nodes are heard before the first tick";
         /// Largest line of the journal.
         JOURNAL_LINE_BYTES_MAX: u64, bytes = 64 << 20, "not read back";
+        /// Most places of a replay at which something is to be said.
+        BACKTEST_NOTES_MAX: usize, count = 50, "counted, not shown";
     }
     Server {
         /// Most connections to the controller at a time.

@@ -40,6 +40,7 @@
 //! | [`enforce`] | `bounds`, `unit`, `planted`, `wire`, `ledger`, `metrics`, `supervise` | waits for the controller; admits without a table |
 //! | [`control`] | `bounds`, `unit`, `planted`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
+//! | [`backtest`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `decide`, `publish`, `enforce`, `control` | decides: it steps the controller that ships; invents what a record does not say |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
 //! # Pure and shell
@@ -109,6 +110,8 @@
 
 #[cfg(feature = "control")]
 pub mod allocate;
+#[cfg(feature = "daemon")]
+pub mod backtest;
 pub mod bounds;
 #[cfg(feature = "control")]
 pub mod control;

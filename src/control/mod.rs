@@ -9,6 +9,8 @@ pub mod credentials;
 #[cfg(feature = "daemon")]
 mod disk;
 #[cfg(feature = "daemon")]
+pub mod entry;
+#[cfg(feature = "daemon")]
 mod families;
 #[cfg(feature = "daemon")]
 mod fence;
@@ -66,8 +68,8 @@ use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::policy::Policy;
 use crate::policy::PoolPolicy;
-use crate::unit::{Instant, ModelId, PoolId, TierId, WorkUnit};
-use crate::wire::{LimitTable, Stamp};
+use crate::unit::{Instant, ModelId, NodeId, PoolId, TierId, WorkUnit};
+use crate::wire::{LimitTable, Stamp, UsageReport};
 
 /// A pool that was contended counts as such for this many ticks more: caps may not flap.
 const CONTENDED_TICKS: u32 = 5;
@@ -77,6 +79,8 @@ const CONTENDED_TICKS: u32 = 5;
 pub struct Controller {
     policy: Arc<Policy>,
     state: State,
+    /// Ticks since it was put together.
+    turns: u64,
 }
 
 /// Everything remembered between ticks; the journal stores it, a restart continues from it.
@@ -138,6 +142,15 @@ pub struct RowTick {
     pub key_share: Option<f64>,
 }
 
+// === impl State ===
+
+impl State {
+    /// What a node said last, of rows that the policy names.
+    pub fn last_report(&self, node: &NodeId) -> Option<&UsageReport> {
+        self.nodes.last_report(node)
+    }
+}
+
 // === impl Controller ===
 
 impl Controller {
@@ -154,7 +167,15 @@ impl Controller {
             }
         }
         state.pools.retain(|pool, _| policy.pools.contains_key(pool));
-        Controller { policy, state }
+        Controller { policy, state, turns: 0 }
+    }
+
+    /// The controller that had this state at the end of a tick, as if it had never stopped; under
+    /// another policy than the state's, as if that had been in force: nothing steers to it.
+    pub fn recorded(policy: Arc<Policy>, mut state: State) -> Controller {
+        state.steering &= state.table.as_ref().is_some_and(|table| table.policy == policy.digest);
+        state.pools.retain(|pool, _| policy.pools.contains_key(pool));
+        Controller { policy, state, turns: 0 }
     }
 
     pub fn policy(&self) -> &Arc<Policy> {
@@ -182,6 +203,7 @@ impl Controller {
 
     /// One step: what arrived since the last one in, the next table and its reasons out.
     pub fn tick(&mut self, now: Instant, round: &Round) -> Tick {
+        self.turns = self.turns.saturating_add(1);
         let policy = Arc::clone(&self.policy);
         let interval = policy.interval.as_secs_f64();
         let pool_of = |model: &ModelId| policy.models.get(model).map(|model| model.pool.clone());
