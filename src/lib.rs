@@ -76,7 +76,7 @@
 //!    size cap. `vllm:num_requests_waiting 17` becomes [`observe::Signals::waiting`] of one
 //!    [`observe::Reading`]; nodes' [`wire::UsageReport`]s join it in one [`observe::Round`].
 //! 2. [`control::Controller::tick`] takes `now` and the round. It is the only decision of the
-//!    daemon; its callers are the daemon's loop and [`sim::World`].
+//!    daemon; its callers are the daemon's loop, [`sim::World`] and [`backtest`].
 //! 3. [`estimate::Pool::update`] says what the pool can do ([`estimate::Estimate`]),
 //!    [`estimate::Nodes`] what is asked of it ([`estimate::PoolDemand`]).
 //! 4. [`decide::Law::step`] makes of both a budget with a [`decide::Motion`] and a

@@ -62,6 +62,7 @@ const CLOCKS: &[&str] =
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
     "backtest/journal.rs",
+    "backtest/scraped.rs",
     "control/disk.rs",
     "control/credentials.rs",
     "control/history.rs",
@@ -114,6 +115,7 @@ const SHELLS: &[&str] = &[
     "observe/discover.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
+    "observe/range.rs",
     "observe/scrape.rs",
     "observe/sources.rs",
     "policy/load.rs",

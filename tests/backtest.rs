@@ -261,8 +261,8 @@ fn bad_records(policies: &Path, copy: &Path, lines: &[&str]) {
     let (_, torn) = replayed(policies, copy, &[]);
     assert_eq!((&torn["same"], &torn["ticks"]), (&json!(2), &json!(2)));
     let cut = complaint(&format!("{head}\n{good}\n{{\"now\":true}}\n{}\n", lines[4]), &[]);
-    let expected = "tidegate: J:5:11: invalid type: boolean `true`, expected u64; cut the file off before \
-                    this line, or ask for the time after it in a copy that begins there, below the first line";
+    let expected = "tidegate: J:5:11: invalid type: boolean `true`, expected u64; replay a copy without \
+                    this line: it goes on after the gap, and says so";
     assert_eq!(cut, expected);
     // In a table, whose columns are the line's.
     let damaged = lines[2].replacen("\"interval_ms\":500", "\"interval_ms\":xyz", 1);

@@ -93,7 +93,7 @@ impl Arm {
 
     /// One tick on what was recorded at `entry`, which follows `before`.
     pub fn turn(&mut self, before: &Recorded, entry: &Recorded) -> Turned {
-        self.rows.retain(|(node, ..), _| entry.state.last_report(node).is_some());
+        self.rows.retain(|(node, ..), _| entry.last_report(node).is_some());
         let mut notes = Vec::new();
         if let Some(reason) = self.must_begin_anew(before, entry) {
             notes.push(format!("it goes on from what was recorded, because {reason}"));

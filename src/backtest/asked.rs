@@ -41,7 +41,7 @@ pub fn asked(before: &Recorded, entry: &Recorded) -> Vec<Asked> {
     let interval = entry.now.since(before.now);
     let mut all = Vec::new();
     for report in &entry.round.usage {
-        let old = before.state.last_report(&report.node).filter(|old| old.instance == report.instance);
+        let old = before.last_report(&report.node).filter(|old| old.instance == report.instance);
         let young = u128::from(report.uptime_ms) <= (interval * NEW_INTERVALS).as_millis();
         if old.is_none() && !young || old.is_some_and(|old| old.uptime_ms >= report.uptime_ms) {
             continue;

@@ -139,6 +139,10 @@ impl Comparison {
         let seconds = entry.now.seconds_since(self.before.now);
         let mut rows: BTreeMap<RowName, [Counts; 2]> = BTreeMap::new();
         for asked in asked(&self.before, entry) {
+            // Of a row that no table had nobody knows what it was limited to.
+            if self.before.table.row(asked.model.as_str(), asked.tier.as_str()).is_none() {
+                continue;
+            }
             let both = self.outcomes(&asked);
             let [was, is] = rows.entry((asked.model, asked.tier)).or_default();
             (*was, *is) = (was.plus(both[0]), is.plus(both[1]));
@@ -187,7 +191,8 @@ impl Report {
         self.compared += 1;
     }
 
-    fn note(&mut self, at: When, texts: impl Iterator<Item = String>) {
+    /// Something is to be said of the record, wherever in it.
+    pub fn note(&mut self, at: When, texts: impl Iterator<Item = String>) {
         for text in texts {
             if self.notes.len() < BACKTEST_NOTES_MAX {
                 self.notes.push(Note { at, text });

@@ -17,7 +17,11 @@ use crate::publish::journal::{CURRENT, Header, JOURNAL_VERSION, PREVIOUS};
 pub enum JournalError {
     #[error("{}: {source}; name a state directory, or a journal in one", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{}:{line}:{column}: {reason}; cut the file off before this line, or ask for the time after it in a copy that begins there, below the first line", path.display())]
+    #[error(
+        "{}:{line}:{column}: {reason}; replay a copy without this line: \
+         it goes on after the gap, and says so",
+        path.display()
+    )]
     Line { path: PathBuf, line: u64, column: usize, reason: String },
     #[error("{}:1:1: this is no first line of a journal; name a `{CURRENT}` that a controller wrote", path.display())]
     NoHeader { path: PathBuf },

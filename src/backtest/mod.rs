@@ -8,9 +8,13 @@
 pub mod arm;
 pub mod asked;
 pub mod compare;
+pub mod demand;
+pub mod gaps;
 pub mod journal;
 pub mod outcome;
+pub mod published;
 pub mod score;
+pub mod scraped;
 pub mod show;
 pub mod span;
 

@@ -6,13 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate::backtest::compare::Report;
 use tidegate::backtest::journal::Journal;
 use tidegate::backtest::replay;
+use tidegate::backtest::scraped::Scraped;
 use tidegate::backtest::show;
 use tidegate::backtest::span::{Span, instant};
-use tidegate::policy::Policy;
+use tidegate::observe::range::Ranges;
 use tidegate::policy::diagnostic::render;
 use tidegate::policy::load::load;
+use tidegate::policy::source::Access;
+use tidegate::policy::{Policy, SourcePolicy};
 
 use super::Failure;
 
@@ -25,8 +29,11 @@ pub struct Args {
     #[arg(long, value_name = "OTHER_DIR")]
     against: Option<PathBuf>,
     /// A controller's state directory, or a journal in it.
-    #[arg(long, value_name = "FILE")]
-    journal: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "prometheus", conflicts_with = "prometheus")]
+    journal: Option<PathBuf>,
+    /// A Prometheus that scrapes replicas, nodes and controller, in place of a journal.
+    #[arg(long, value_name = "URL", requires = "from", requires = "to")]
+    prometheus: Option<String>,
     /// Begin with the first tick from here on: RFC 3339, or seconds since 1970.
     #[arg(long, value_name = "T", value_parser = instant)]
     from: Option<Duration>,
@@ -48,9 +55,41 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         },
     };
     let span = Span { from: args.from, to: args.to };
-    let report = replay(Journal::open(&args.journal)?, span, &tried, against.as_ref())?;
+    let report = match (&args.journal, &args.prometheus) {
+        (Some(journal), _) => replay(Journal::open(journal)?, span, &tried, against.as_ref())?,
+        (None, Some(url)) => scraped(url, span, &tried, against.as_ref())?,
+        (None, None) => return Err("name a record: --journal or --prometheus".into()),
+    };
     print!("{}", if args.json { show::json(&report) } else { show::table(&report) });
     Ok(ExitCode::SUCCESS)
+}
+
+fn scraped(
+    url: &str,
+    span: Span,
+    policy: &Arc<Policy>,
+    against: Option<&Arc<Policy>>,
+) -> Result<Report, Failure> {
+    let (Some(from), Some(to)) = (span.from, span.to) else { return Err("say --from and --to".into()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut server = Ranges::new(url, access(policy, url));
+    let ask = |query: &str, window| runtime.block_on(server.ask(query, window));
+    let mut record = Scraped::new(policy, from, to, ask)?;
+    let mut report = replay(&mut record, Span::default(), policy, against)?;
+    for note in record.notes() {
+        report.note(note.at, std::iter::once(note.text));
+    }
+    Ok(report)
+}
+
+/// How the policy says that its pools' server is reached, where it is the same one.
+fn access(policy: &Policy, url: &str) -> Access {
+    let same = |server: &String| server.trim_end_matches('/') == url.trim_end_matches('/');
+    let known = policy.pools.values().find_map(|pool| match &pool.source {
+        SourcePolicy::Prometheus { servers, access } if servers.iter().any(same) => Some(access.clone()),
+        _ => None,
+    });
+    known.unwrap_or_default()
 }
 
 /// None: its diagnostics are on stderr.

@@ -95,6 +95,8 @@ pub struct Recorded {
     pub reasons: BTreeMap<PoolId, Reason>,
     /// What the controller remembered after the tick.
     pub state: State,
+    /// What nodes said last, of a record that is not a controller's own.
+    known: Option<BTreeMap<NodeId, Arc<UsageReport>>>,
 }
 
 #[derive(Deserialize)]
@@ -218,7 +220,40 @@ impl Recorded {
             table_bytes: raw.as_bytes().to_vec(),
             reasons,
             state,
+            known: None,
         })
+    }
+
+    /// An entry put together from what others saw: nothing was remembered after it but what nodes
+    /// said last.
+    pub fn seen(
+        (now, unix): (Instant, Duration),
+        policy: String,
+        round: Round,
+        table: Arc<LimitTable>,
+        known: BTreeMap<NodeId, Arc<UsageReport>>,
+    ) -> Recorded {
+        Recorded {
+            now,
+            unix: Some(unix),
+            turns: None,
+            policy,
+            nodes_cut: 0,
+            round,
+            table,
+            table_bytes: Vec::new(),
+            reasons: BTreeMap::new(),
+            state: State::default(),
+            known: Some(known),
+        }
+    }
+
+    /// What a node said last, of rows that the policy names.
+    pub fn last_report(&self, node: &NodeId) -> Option<&UsageReport> {
+        match &self.known {
+            Some(known) => known.get(node).map(|report| &**report),
+            None => self.state.nodes.last_report(node),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The controller: one pure step that estimates, decides, allocates and seals a table.
 //!
-//! [`Controller::tick`] is the only decision in the daemon; the daemon's loop and the simulator
-//! are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
+//! [`Controller::tick`] is the only decision in the daemon; the daemon's loop, the simulator and the
+//! replay of a record are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
@@ -68,8 +68,8 @@ use crate::observe::PoolRound;
 use crate::observe::Round;
 use crate::policy::Policy;
 use crate::policy::PoolPolicy;
-use crate::unit::{Instant, ModelId, NodeId, PoolId, TierId, WorkUnit};
-use crate::wire::{LimitTable, Stamp, UsageReport};
+use crate::unit::{Instant, ModelId, PoolId, TierId, WorkUnit};
+use crate::wire::{LimitTable, Stamp};
 
 /// A pool that was contended counts as such for this many ticks more: caps may not flap.
 const CONTENDED_TICKS: u32 = 5;
@@ -140,15 +140,6 @@ pub struct RowTick {
     /// A key's fair part of the limit; none while no key is in another's way.
     #[serde(default)]
     pub key_share: Option<f64>,
-}
-
-// === impl State ===
-
-impl State {
-    /// What a node said last, of rows that the policy names.
-    pub fn last_report(&self, node: &NodeId) -> Option<&UsageReport> {
-        self.nodes.last_report(node)
-    }
 }
 
 // === impl Controller ===
