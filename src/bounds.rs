@@ -160,6 +160,16 @@ bounds! {
         JOURNAL_NODE_ROWS_MAX: usize, count = 8_192, "left out; after a restart nodes are heard before the first tick";
         /// Largest line of the journal.
         JOURNAL_LINE_BYTES_MAX: u64, bytes = 64 << 20, "not read back";
+        /// Most steps of a replay from a Prometheus.
+        BACKTEST_STEPS_MAX: u64, count = 200_000, "refused: ask for a part of it";
+        /// Most steps of one range query: a Prometheus refuses more than 11,000.
+        RANGE_STEPS_MAX: u32, count = 1_000, "asked for with the next query";
+        /// Longest that one range query is waited for.
+        RANGE_WAIT_MAX: Duration, time = Duration::from_secs(30), "the replay fails, and names the query";
+        /// Most series of which a replay knows where they have gaps.
+        GAPS_WATCHED_MAX: usize, count = 20_000, "their gaps are not told";
+        /// Most places of a replay at which something is to be said.
+        BACKTEST_NOTES_MAX: usize, count = 50, "counted, not shown";
     }
     Server {
         /// Most connections to the controller at a time.

@@ -40,6 +40,7 @@
 //! | [`enforce`] | `bounds`, `unit`, `planted`, `wire`, `ledger`, `metrics`, `supervise` | waits for the controller; admits without a table |
 //! | [`control`] | `bounds`, `unit`, `planted`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `metrics`, `publish`, `supervise` | decides outside [`control::Controller::tick`] |
 //! | [`sim`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `estimate`, `decide`, `allocate`, `enforce`, `control` | implements anything of the above a second time |
+//! | [`backtest`] | `bounds`, `unit`, `wire`, `policy`, `observe`, `decide`, `publish`, `enforce`, `control` | decides: it steps the controller that ships; invents what a record does not say |
 //! | [`demo`] | `bounds`, `unit`, `wire`, `policy`, `publish`, `enforce`, `control`, `sim` | tells the controller what it knows of its plant |
 //!
 //! # Pure and shell
@@ -75,7 +76,7 @@
 //!    size cap. `vllm:num_requests_waiting 17` becomes [`observe::Signals::waiting`] of one
 //!    [`observe::Reading`]; nodes' [`wire::UsageReport`]s join it in one [`observe::Round`].
 //! 2. [`control::Controller::tick`] takes `now` and the round. It is the only decision of the
-//!    daemon; its callers are the daemon's loop and [`sim::World`].
+//!    daemon; its callers are the daemon's loop, [`sim::World`] and [`backtest`].
 //! 3. [`estimate::Pool::update`] says what the pool can do ([`estimate::Estimate`]),
 //!    [`estimate::Nodes`] what is asked of it ([`estimate::PoolDemand`]).
 //! 4. [`decide::Law::step`] makes of both a budget with a [`decide::Motion`] and a
@@ -109,6 +110,8 @@
 
 #[cfg(feature = "control")]
 pub mod allocate;
+#[cfg(feature = "daemon")]
+pub mod backtest;
 pub mod bounds;
 #[cfg(feature = "control")]
 pub mod control;

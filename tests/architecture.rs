@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
+    ("backtest", &["bounds", "unit", "wire", "policy", "observe", "decide", "publish", "enforce", "control"]),
     ("demo", &["bounds", "unit", "wire", "policy", "publish", "enforce", "control", "sim"]),
 ];
 
@@ -60,6 +61,8 @@ const CLOCKS: &[&str] =
 
 /// Files that touch the world: sockets, files, tasks, logs, metrics. Every other one is pure.
 const SHELLS: &[&str] = &[
+    "backtest/journal.rs",
+    "backtest/scraped.rs",
     "control/disk.rs",
     "control/credentials.rs",
     "control/history.rs",
@@ -112,6 +115,7 @@ const SHELLS: &[&str] = &[
     "observe/discover.rs",
     "observe/fetch.rs",
     "observe/prometheus.rs",
+    "observe/range.rs",
     "observe/scrape.rs",
     "observe/sources.rs",
     "policy/load.rs",

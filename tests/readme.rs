@@ -182,7 +182,7 @@ fn flags_and_variables_are_those_of_the_help() {
     let ours: Vec<&str> = text.lines().filter(|line| !line.contains("cargo ")).collect();
     let mut flags = Names::new();
     let mut variables = Names::new();
-    for verb in ["check", "control", "enforce", "demo", "simulate", "dashboard"] {
+    for verb in ["check", "control", "enforce", "demo", "simulate", "backtest", "dashboard"] {
         let help = help(verb);
         flags.extend(words(&help, "--", flag));
         variables.extend(words(&help, "TIDEGATE_", variable));

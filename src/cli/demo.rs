@@ -1,6 +1,7 @@
 //! `tidegate demo`.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tidegate::demo::dialect::Dialect;
@@ -25,6 +26,9 @@ pub struct Args {
     /// The same demand straight to the replicas.
     #[arg(long)]
     no_limits: bool,
+    /// Makes this directory and leaves the policy and the controller's state in it.
+    #[arg(long, value_name = "DIR", conflicts_with = "no_limits")]
+    keep: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -34,6 +38,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         json: args.json,
         engine: args.engine,
         limits: !args.no_limits,
+        keep: args.keep,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ending = runtime.block_on(tidegate::demo::run(options, io::stdout()));

@@ -1,5 +1,6 @@
 //! The verbs. Each file holds one verb's flags and its wiring, and calls into the library.
 
+mod backtest;
 mod check;
 mod control;
 mod dashboard;
@@ -35,6 +36,8 @@ enum Verb {
     Demo(demo::Args),
     /// Try laws against each other on a simulated pool, and score them.
     Simulate(simulate::Args),
+    /// Replay a record through a policy: what it would have published, and who would have been refused.
+    Backtest(backtest::Args),
     /// Print the Grafana dashboard, or the alerting rules.
     Dashboard(dashboard::Args),
 }
@@ -56,6 +59,7 @@ pub fn run() -> ExitCode {
         Verb::Enforce(args) => enforce::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Simulate(args) => simulate::run(args),
+        Verb::Backtest(args) => backtest::run(args),
         Verb::Dashboard(args) => dashboard::run(args),
     };
     match outcome {

@@ -1,13 +1,15 @@
 //! The controller: one pure step that estimates, decides, allocates and seals a table.
 //!
-//! [`Controller::tick`] is the only decision in the daemon; the daemon's loop and the simulator
-//! are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
+//! [`Controller::tick`] is the only decision in the daemon; the daemon's loop, the simulator and the
+//! replay of a record are its only callers. It takes no lock, reads no clock and logs nothing: it returns a
 //! [`Tick`], which the shell journals, publishes and counts.
 
 #[cfg(feature = "daemon")]
 pub mod credentials;
 #[cfg(feature = "daemon")]
 mod disk;
+#[cfg(feature = "daemon")]
+pub mod entry;
 #[cfg(feature = "daemon")]
 mod families;
 #[cfg(feature = "daemon")]
@@ -77,6 +79,8 @@ const CONTENDED_TICKS: u32 = 5;
 pub struct Controller {
     policy: Arc<Policy>,
     state: State,
+    /// Ticks since it was put together.
+    turns: u64,
 }
 
 /// Everything remembered between ticks; the journal stores it, a restart continues from it.
@@ -154,7 +158,15 @@ impl Controller {
             }
         }
         state.pools.retain(|pool, _| policy.pools.contains_key(pool));
-        Controller { policy, state }
+        Controller { policy, state, turns: 0 }
+    }
+
+    /// The controller that had this state at the end of a tick, as if it had never stopped; under
+    /// another policy than the state's, as if that had been in force: nothing steers to it.
+    pub fn recorded(policy: Arc<Policy>, mut state: State) -> Controller {
+        state.steering &= state.table.as_ref().is_some_and(|table| table.policy == policy.digest);
+        state.pools.retain(|pool, _| policy.pools.contains_key(pool));
+        Controller { policy, state, turns: 0 }
     }
 
     pub fn policy(&self) -> &Arc<Policy> {
@@ -182,6 +194,7 @@ impl Controller {
 
     /// One step: what arrived since the last one in, the next table and its reasons out.
     pub fn tick(&mut self, now: Instant, round: &Round) -> Tick {
+        self.turns = self.turns.saturating_add(1);
         let policy = Arc::clone(&self.policy);
         let interval = policy.interval.as_secs_f64();
         let pool_of = |model: &ModelId| policy.models.get(model).map(|model| model.pool.clone());

@@ -1,76 +1,17 @@
 //! What a controller finds when it starts: the journal's last entry, the table it last
 //! published, and the policy that made them.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::bounds::JOURNAL_NODE_ROWS_MAX;
+use crate::control::State;
+use crate::control::entry::Saved;
 use crate::control::history;
 use crate::control::reload::{LAST_GOOD, Loaded, Loader, PROVEN, load_policy};
 use crate::control::standing::Origin;
-use crate::control::{PoolState, State, Tick};
-use crate::estimate::Nodes;
-use crate::observe::{PoolRound, Round};
 use crate::policy::load::Contents;
 use crate::publish::file::load_table;
 use crate::publish::journal::{Journal, JournalError};
-use crate::unit::{Instant, NodeId, PoolId};
-use crate::wire::{LimitTable, Stamp};
-
-/// One line of the journal, and the answer of `GET /v1/status`. What a tick shows in two places
-/// (its table, the reports of its nodes) is written once: a fleet's reports are most of a line.
-#[derive(Debug, Serialize)]
-pub struct Entry<'a> {
-    now: Instant,
-    /// Digest of the policy files in force.
-    policy: &'a str,
-    /// Why these: an operator's rollback is written here, with every table made under it.
-    origin: &'a Origin,
-    /// Digest of a policy that is not started again; three runs ended badly under it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    quarantined: Option<&'a str>,
-    round: RoundEntry<'a>,
-    tick: &'a Tick,
-    /// So many nodes are in `state` without their last report: a fleet's rows do not fit.
-    #[serde(skip_serializing_if = "is_zero")]
-    nodes_cut: usize,
-    state: StateEntry<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct RoundEntry<'a> {
-    pools: &'a BTreeMap<PoolId, PoolRound>,
-    /// Whose report came, in order; `state.nodes` has what each says.
-    reported: Vec<&'a NodeId>,
-}
-
-/// A [`State`] without its table, which is the tick's.
-#[derive(Debug, Serialize)]
-struct StateEntry<'a> {
-    stamp: Stamp,
-    nodes: Cow<'a, Nodes>,
-    pools: &'a BTreeMap<PoolId, PoolState>,
-    steering: bool,
-}
-
-/// As much of an entry as a restart needs.
-#[derive(Debug, Deserialize)]
-struct Saved {
-    now: Instant,
-    tick: SavedTick,
-    #[serde(default)]
-    nodes_cut: usize,
-    state: State,
-}
-
-#[derive(Debug, Deserialize)]
-struct SavedTick {
-    table: Arc<LimitTable>,
-}
+use crate::unit::Instant;
 
 /// Where to go on.
 #[derive(Debug)]
@@ -82,51 +23,6 @@ pub struct Resumed {
     pub hear_nodes: bool,
     /// The clock counts on from here.
     pub now: Instant,
-}
-
-// === impl Entry ===
-
-impl<'a> Entry<'a> {
-    pub fn new(
-        policy: &'a str,
-        (origin, quarantined): (&'a Origin, Option<&'a str>),
-        round: &'a Round,
-        tick: &'a Tick,
-        state: &'a State,
-    ) -> Entry<'a> {
-        let (nodes, nodes_cut) = nodes_of(state);
-        // Named one by one, so that a field that is added to a state is not forgotten here.
-        let State { stamp, table: _, nodes: _, pools, steering } = state;
-        Entry {
-            now: tick.now,
-            policy,
-            origin,
-            quarantined,
-            round: RoundEntry {
-                pools: &round.pools,
-                reported: round.usage.iter().map(|report| &report.node).collect(),
-            },
-            tick,
-            nodes_cut,
-            state: StateEntry { stamp: *stamp, nodes, pools, steering: *steering },
-        }
-    }
-}
-
-fn nodes_of(state: &State) -> (Cow<'_, Nodes>, usize) {
-    state.nodes.at_most(JOURNAL_NODE_ROWS_MAX)
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
-}
-
-// === impl Saved ===
-
-impl Saved {
-    fn into_state(self) -> State {
-        State { table: Some(self.tick.table), ..self.state }
-    }
 }
 
 /// Reads a state directory. The later of journal and table file says which version was last
@@ -151,11 +47,6 @@ pub fn resume(dir: &Path, journal_bytes_max: u64) -> Result<Resumed, JournalErro
         Err(error) => tracing::warn!(%error, "the table file is set aside"),
     }
     Ok(Resumed { journal, hear_nodes: state.is_none() || (hear_nodes && now > Instant::ZERO), state, now })
-}
-
-/// As much of an entry as a restart would go on with.
-pub fn saved_state(entry: &[u8]) -> Option<State> {
-    serde_json::from_slice::<Saved>(entry).ok().map(Saved::into_state)
 }
 
 /// The policy to start with.
@@ -210,11 +101,17 @@ fn held(contents: &Contents, state: &Path, loader: &Loader) -> Option<Loaded> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
     use crate::control::Controller;
+    use crate::control::entry::{Entry, Recorded};
+    use crate::observe::Round;
     use crate::policy::{Policy, load};
     use crate::publish::file::{Access, TABLE_FILE, write_atomic};
-    use crate::wire::{UsageReport, UsageRow, Work};
+    use crate::wire::{Stamp, UsageReport, UsageRow, Work};
 
     fn policy(models: usize) -> Arc<Policy> {
         let models: String = (0..models).map(|model| format!("  m{model}: {{pool: gpu}}\n")).collect();
@@ -260,7 +157,8 @@ mod tests {
             let usage = (0..nodes).map(|node| report(node, models, 2 * turn)).collect();
             let round = Round { pools: BTreeMap::new(), usage };
             let tick = controller.tick(Instant(turn * 2_000_000_000), &round);
-            let entry = Entry::new("d", (&Origin::Directory, None), &round, &tick, controller.state());
+            let entry =
+                Entry::new(Duration::from_secs(5), (&Origin::Directory, None), &round, &tick, &controller);
             last = serde_json::to_vec(&entry).unwrap();
         }
         (controller, last)
@@ -268,10 +166,12 @@ mod tests {
 
     #[test]
     fn an_entry_is_bounded_at_fleet_scale_and_still_resumed_from() {
-        let (controller, small) = entry(3, 100);
+        let (unix, (controller, small)) = (Duration::from_secs(5), entry(3, 100));
         let saved: Saved = serde_json::from_slice(&small).unwrap();
         assert_eq!(saved.nodes_cut, 0);
         assert_eq!(saved.into_state().nodes, controller.state().nodes);
+        let recorded = Recorded::read(&small).unwrap();
+        assert_eq!((recorded.turns, recorded.round.usage.len(), recorded.unix), (Some(3), 3, Some(unix)));
         // 30,000 rows of reports in all.
         let (controller, large) = entry(30, 1000);
         println!("30 nodes of 1,000 rows: an entry has {} bytes", large.len());

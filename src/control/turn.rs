@@ -11,18 +11,18 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::control::disk::Writer;
+use crate::control::entry::Entry;
 use crate::control::fence::fenced;
 use crate::control::metrics::{Channel, Metrics, Seen, TABLE_ALARMS};
 use crate::control::outlet::{Published, RunsKept, Sealed, Store};
 use crate::control::reload::Loaded;
-use crate::control::resume::Entry;
 use crate::control::standing::Standing;
 use crate::control::{Controller, State, Tick};
 use crate::observe::Round;
 use crate::observe::sources::Sources;
 use crate::publish::board::Board;
 use crate::supervise::{Watchdog, failpoint};
-use crate::unit::{Clock, Instant};
+use crate::unit::{Clock, Instant, unix_now};
 use crate::wire::TableError;
 
 /// The loop's belongings.
@@ -167,14 +167,13 @@ impl Turns {
 
     fn publish(&mut self, tick: &Tick, table: Bytes, round: &Round) -> Result<(), String> {
         self.alarm(tick, table.len());
-        let (policy, state) = (self.controller.policy(), self.controller.state());
         let why = (&self.in_force.origin, self.runs.wanted.quarantined());
-        let entry = Entry::new(&policy.digest, why, round, tick, state);
+        let entry = Entry::new(unix_now(), why, round, tick, &self.controller);
         let entry = match serde_json::to_vec(&entry) {
             Ok(entry) => Bytes::from(entry),
             Err(error) => return Err(format!("a tick cannot be written as JSON: {error}")),
         };
-        let (stamp, at, interval) = (tick.table.stamp, tick.now, policy.interval);
+        let (stamp, at, interval) = (tick.table.stamp, tick.now, self.controller.policy().interval);
         let policy = Arc::clone(&self.in_force);
         self.hand_on(Sealed { stamp, at, interval, table, entry, policy });
         Ok(())

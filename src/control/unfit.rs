@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use crate::control::entry::saved_state;
 use crate::control::fence::fenced;
-use crate::control::resume::saved_state;
 use crate::control::turn::Turns;
 use crate::wire::Stamp;
 

@@ -34,10 +34,11 @@ pub const SLO: Duration = Duration::from_secs(1);
 /// Work a second that the tiers are guaranteed: together less than half of the plant.
 pub const GUARANTEES: [f64; TIERS.len()] = [10_240.0, 2_560.0, 640.0];
 
-/// Files of one demo, gone when it ends.
+/// Files of one demo, gone when it ends unless they are to be kept.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    kept: bool,
 }
 
 /// What runs, and where.
@@ -71,11 +72,26 @@ impl Directory {
                 made => Some(made.map(|()| path)),
             })
             .unwrap_or_else(|| Err(io::Error::other("1000 old demos are in the temporary directory")))?;
-        let directory = Directory { path };
-        fs::create_dir(directory.policies())?;
-        fs::write(directory.policies().join("demo.yaml"), policy(dialect, replicas))?;
-        fs::write(directory.keys(), keyring())?;
-        Ok(directory)
+        Directory { path, kept: false }.filled(dialect, replicas)
+    }
+
+    /// The same where it is named, to be looked at afterwards.
+    ///
+    /// # Errors
+    /// When it is there already, or cannot be made.
+    pub fn keep(path: &Path, dialect: Dialect, replicas: &[String]) -> io::Result<Directory> {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        Directory { path: path.to_owned(), kept: true }.filled(dialect, replicas)
+    }
+
+    fn filled(self, dialect: Dialect, replicas: &[String]) -> io::Result<Directory> {
+        fs::create_dir(self.policies())?;
+        fs::write(self.policies().join("demo.yaml"), policy(dialect, replicas))?;
+        fs::write(self.keys(), keyring())?;
+        Ok(self)
     }
 
     pub fn policies(&self) -> PathBuf {
@@ -101,8 +117,10 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // It lies in the temporary directory: what cannot be removed now is removed there.
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.kept {
+            // It lies in the temporary directory: what cannot be removed now is removed there.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -114,15 +132,23 @@ impl Cluster {
     /// # Errors
     /// What kept one of them from starting.
     pub async fn start(replicas: &[String]) -> Result<Cluster, DemoError> {
-        Cluster::obeying(Dialect::Vllm, replicas).await
+        Cluster::obeying(Dialect::Vllm, replicas, None).await
     }
 
-    /// The same for replicas with another server's metrics.
+    /// The same for replicas with another server's metrics; files stay in `keep`, where one is named.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub async fn obeying(dialect: Dialect, replicas: &[String]) -> Result<Cluster, DemoError> {
-        let directory = Directory::create(dialect, replicas).map_err(DemoError::Directory)?;
+    pub async fn obeying(
+        dialect: Dialect,
+        replicas: &[String],
+        keep: Option<&Path>,
+    ) -> Result<Cluster, DemoError> {
+        let directory = match keep {
+            Some(path) => Directory::keep(path, dialect, replicas),
+            None => Directory::create(dialect, replicas),
+        };
+        let directory = directory.map_err(DemoError::Directory)?;
         let control = start_controller(&directory).await?;
         let controller = control.url();
         let mut nodes = Vec::with_capacity(NODES);

@@ -19,6 +19,7 @@ mod watch;
 mod wire;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ const SHOWN_AFTER: Duration = Duration::from_millis(300);
 /// Requests in flight, however many descriptors there are.
 const IN_FLIGHT_MAX: usize = 4000;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub seconds: u64,
     pub seed: u64,
@@ -51,6 +52,8 @@ pub struct Options {
     pub engine: Dialect,
     /// Without them, tenants talk to the replicas directly.
     pub limits: bool,
+    /// A directory to make: policy and state stay in it when the demo has ended.
+    pub keep: Option<PathBuf>,
 }
 
 /// How a demo that ran to its end ended.
@@ -101,8 +104,10 @@ pub async fn run<W: Write>(options: Options, out: W) -> Result<Ending, DemoError
 async fn play<W: Write>(options: Options, out: W) -> Result<Ending, DemoError> {
     let plant = Plant::speaking(options.engine, REPLICAS, Shape::default()).map_err(DemoError::Plant)?;
     let replicas = plant.replica_urls();
-    let cluster =
-        if options.limits { Some(Cluster::obeying(options.engine, &replicas).await?) } else { None };
+    let cluster = match options.limits {
+        true => Some(Cluster::obeying(options.engine, &replicas, options.keep.as_deref()).await?),
+        false => None,
+    };
     let mut view = View::new(out, options.json);
     view.opening(&replicas, cluster.as_ref()).map_err(DemoError::Output)?;
 

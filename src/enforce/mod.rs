@@ -5,7 +5,7 @@
 //! for readers: what an embedding gateway needs.
 
 pub mod allowance;
-mod bucket;
+pub mod bucket;
 pub mod cell;
 pub mod follow;
 mod keys;

@@ -198,6 +198,11 @@ impl Nodes {
         self.nodes.values().filter(move |node| now.seconds_since(node.heard_at) <= HELD_INTERVALS * interval)
     }
 
+    /// What a node said last, of rows that the policy names.
+    pub fn last_report(&self, node: &NodeId) -> Option<&UsageReport> {
+        self.nodes.get(node).map(|node| &node.last)
+    }
+
     /// Highest table any node has applied: a controller that lost its state begins above it.
     pub fn highest_applied(&self) -> Option<Stamp> {
         let applied = self.nodes.values().filter_map(|node| node.last.applied);

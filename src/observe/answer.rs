@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::bounds::{ANSWER_SERIES_MAX, SOURCE_TEXT_MAX, SOURCE_WARNINGS_MAX};
+use crate::observe::promql::PART;
 use crate::observe::select::add;
 
 /// One answer: what every instance says, and what the server has to say about the query.
@@ -149,16 +150,37 @@ impl Folded {
             self.odd.get_or_insert_with(|| "a value in the answer is not a number".to_owned());
             return;
         };
-        let Labels { instance, job, name, tidegate_part } = metric;
-        let is_time = tidegate_part.is_some_and(|part| part == "at");
-        self.instances.entry(instance).or_default().change(job, |sampled| {
-            if is_time {
-                sampled.taken(evaluated, number);
-            } else {
-                let name = name.as_deref().unwrap_or("the series");
-                add(sampled.sum.get_or_insert(Ok(0.0)), name, number);
-            }
-        });
+        take(&mut self.instances, metric, evaluated, number);
+    }
+}
+
+/// Adds one sample of one series.
+fn take(instances: &mut BTreeMap<String, ByJob>, metric: Labels, evaluated: f64, number: f64) {
+    let Labels { instance, job, name, tidegate_part } = metric;
+    let is_time = tidegate_part.is_some_and(|part| part == "at");
+    instances.entry(instance).or_default().change(job, |sampled| {
+        if is_time {
+            sampled.taken(evaluated, number);
+        } else {
+            let name = name.as_deref().unwrap_or("the series");
+            add(sampled.sum.get_or_insert(Ok(0.0)), name, number);
+        }
+    });
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Adds one sample of a series with these labels, as an answer at `evaluated` would have it.
+    pub fn add(&mut self, labels: &BTreeMap<String, String>, evaluated: f64, number: f64) {
+        let label = |name: &str| labels.get(name).cloned();
+        let metric = Labels {
+            instance: label("instance").unwrap_or_default(),
+            job: label("job").unwrap_or_default(),
+            name: label("__name__"),
+            tidegate_part: label(PART),
+        };
+        take(&mut self.instances, metric, evaluated, number);
     }
 }
 
@@ -258,7 +280,6 @@ impl<'de> Deserialize<'de> for Member {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::promql::PART;
 
     #[test]
     fn the_label_that_tells_a_value_from_its_time_is_the_one_asked_for() {

@@ -20,11 +20,15 @@ mod fetch;
 #[cfg(feature = "daemon")]
 pub mod file_sd;
 #[cfg(feature = "daemon")]
+pub mod matrix;
+#[cfg(feature = "daemon")]
 mod pair;
 #[cfg(feature = "daemon")]
 pub mod prometheus;
 #[cfg(feature = "daemon")]
 pub mod promql;
+#[cfg(feature = "daemon")]
+pub mod range;
 #[cfg(feature = "daemon")]
 pub mod scrape;
 #[cfg(feature = "daemon")]

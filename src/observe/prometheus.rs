@@ -92,6 +92,22 @@ impl PrometheusSource {
         &self.server
     }
 
+    /// What it asks for each signal.
+    pub fn queries(&self) -> &BTreeMap<Signal, String> {
+        &self.queries
+    }
+
+    /// The round that answers of an earlier time make, as if they came now.
+    pub fn replay(
+        &mut self,
+        pool: &PoolId,
+        signals: BTreeMap<Signal, Answer>,
+        down: Answer,
+        now: Instant,
+    ) -> PoolRound {
+        self.round(pool, &Answers { signals, down }, now)
+    }
+
     /// Whom it has named before.
     pub fn known(&self, pool: &PoolId) -> Vec<ReplicaId> {
         self.known.keys().map(|instance| replica(pool, instance)).collect()
@@ -332,7 +348,7 @@ fn looks_like_json(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'{')
 }
 
-fn form_encoded(text: &str) -> String {
+pub fn form_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 2);
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {

@@ -18,8 +18,8 @@ use crate::publish::file::{at, read_bounded, sync_dir};
 /// Version of the format; a reader refuses any other.
 pub const JOURNAL_VERSION: u32 = 1;
 
-const CURRENT: &str = "journal.jsonl";
-const PREVIOUS: &str = "journal.1.jsonl";
+pub const CURRENT: &str = "journal.jsonl";
+pub const PREVIOUS: &str = "journal.1.jsonl";
 const FRESH: &str = ".journal.jsonl.tmp";
 
 /// An open journal: the one writer of its directory.
@@ -45,9 +45,10 @@ pub enum JournalError {
     TooLarge(usize),
 }
 
+/// The first line of a file.
 #[derive(Serialize, Deserialize)]
-struct Header {
-    journal: u64,
+pub struct Header {
+    pub journal: u64,
     writer: String,
 }
 
