@@ -60,12 +60,14 @@ use crate::decide::Decision;
 use crate::decide::Law;
 use crate::estimate::Demand;
 use crate::estimate::Estimate;
+use crate::estimate::Key;
 use crate::estimate::Nodes;
 use crate::estimate::Pool;
 use crate::estimate::PoolDemand;
 use crate::estimate::Witness;
 use crate::observe::PoolRound;
 use crate::observe::Round;
+use crate::policy::Grant;
 use crate::policy::Policy;
 use crate::policy::PoolPolicy;
 use crate::unit::{Instant, ModelId, PoolId, TierId, WorkUnit};
@@ -142,6 +144,21 @@ pub struct RowTick {
     pub key_share: Option<f64>,
 }
 
+/// The rows of one pool, and in the same order what the policy states of them.
+#[derive(Default)]
+struct PoolRows<'p> {
+    ticks: Vec<RowTick>,
+    stated: Vec<Stated<'p>>,
+}
+
+/// What the policy states of one row.
+#[derive(Clone, Copy)]
+struct Stated<'p> {
+    grant: &'p Grant,
+    /// The model's.
+    size: Option<u64>,
+}
+
 // === impl Controller ===
 
 impl Controller {
@@ -199,36 +216,45 @@ impl Controller {
         let interval = policy.interval.as_secs_f64();
         let pool_of = |model: &ModelId| policy.models.get(model).map(|model| model.pool.clone());
         self.state.nodes.update(now, interval, &round.usage, pool_of);
+        let mut rows = self.rows(now, &policy);
         let mut pools = BTreeMap::new();
         for (id, pool) in &policy.pools {
             let absent = PoolRound::default();
             let round = round.pools.get(id).unwrap_or(&absent);
-            pools.insert(id.clone(), self.tick_pool(now, id, pool, round));
+            let rows = rows.remove(id).unwrap_or_default();
+            pools.insert(id.clone(), self.tick_pool(now, id, pool, round, rows));
         }
         let (table, changed) = self.seal(&pools);
         Tick { now, table, changed, pools }
     }
 
-    fn tick_pool(&mut self, now: Instant, id: &PoolId, pool: &PoolPolicy, round: &PoolRound) -> PoolTick {
+    fn tick_pool(
+        &mut self,
+        now: Instant,
+        id: &PoolId,
+        pool: &PoolPolicy,
+        round: &PoolRound,
+        rows: PoolRows<'_>,
+    ) -> PoolTick {
+        let PoolRows { ticks: mut rows, stated } = rows;
         let interval = self.policy.interval;
-        let mut rows = self.rows(now, id);
-        let demands: Vec<Demand> = rows.iter().map(|row| row.demand.clone()).collect();
-        let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, &demands);
+        let demands = rows.iter().map(|row| &row.demand);
+        let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, demands);
         if pool.is_fixed() {
             return fixed::tick(&self.policy, demand, rows);
         }
         let state = self.state.pools.entry(id.clone()).or_default();
         let witness = Witness { errors: demand.errors_significant, served: demand.served };
         let estimate = state.estimate.update(now, interval.as_secs_f64(), pool, round, witness);
-        let safe = safe_sum(&self.policy, id).max(initial_per_replica(pool.unit) * estimate.ready);
+        let safe = safe_sum(&stated).max(initial_per_replica(pool.unit) * estimate.ready);
         let context = Context { now, interval, slo: pool.slo, safe };
         let decision = state.law.step(&context, &estimate, &demand);
-        let Allocation { level, grants } = allocate(decision.budget, &claims(&self.policy, &rows));
+        let Allocation { level, grants } = allocate(decision.budget, &claims(&stated, &rows));
         for (row, grant) in rows.iter_mut().zip(grants) {
             row.limit = grant.limit;
             row.bound = grant.bound;
         }
-        order::raise_smaller(&self.policy, &mut rows);
+        order::raise_smaller(&stated, &mut rows);
         state.share(&mut rows);
         let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
         state.contended_ticks =
@@ -236,23 +262,35 @@ impl Controller {
         PoolTick { estimate, demand, decision, level, contended: state.contended_ticks > 0, rows }
     }
 
-    /// The rows of a pool, sorted by model and tier, with what was asked of each.
-    fn rows(&self, now: Instant, pool: &PoolId) -> Vec<RowTick> {
-        let interval = self.policy.interval.as_secs_f64();
-        let models = self.policy.models.iter().filter(|(_, model)| model.pool == *pool);
-        models
-            .flat_map(|(model, policy)| policy.tiers.iter().map(move |(tier, grant)| (model, tier, grant)))
-            .map(|(model, tier, grant)| RowTick {
-                model: model.clone(),
-                tier: tier.clone(),
-                priority: grant.priority,
-                demand: self.state.nodes.row(now, interval, model, tier),
-                guarantee: grant.guarantee as f64 / 60.0,
-                limit: 0.0,
-                bound: Bound::Uncontended,
-                key_share: None,
-            })
-            .collect()
+    /// The rows of each pool, sorted by model and tier, with what was asked of each.
+    fn rows<'p>(&self, now: Instant, policy: &'p Policy) -> BTreeMap<&'p PoolId, PoolRows<'p>> {
+        let interval = policy.interval.as_secs_f64();
+        let rows = || {
+            policy
+                .models
+                .iter()
+                .flat_map(|(model, stated)| stated.tiers.keys().map(move |tier| (model, tier)))
+        };
+        let keys: Vec<Key<'_>> = rows().collect();
+        let mut demands = self.state.nodes.rows(now, interval, &keys).into_iter();
+        let mut pools: BTreeMap<&PoolId, PoolRows<'_>> = BTreeMap::new();
+        for (model, stated) in &policy.models {
+            let pool = pools.entry(&stated.pool).or_default();
+            for ((tier, grant), demand) in stated.tiers.iter().zip(&mut demands) {
+                pool.ticks.push(RowTick {
+                    model: model.clone(),
+                    tier: tier.clone(),
+                    priority: grant.priority,
+                    demand,
+                    guarantee: grant.guarantee as f64 / 60.0,
+                    limit: 0.0,
+                    bound: Bound::Uncontended,
+                    key_share: None,
+                });
+                pool.stated.push(Stated { grant, size: stated.size });
+            }
+        }
+        pools
     }
 }
 
@@ -261,14 +299,33 @@ impl Controller {
 impl PoolState {
     /// What each row's keys are cut to alike. Rows that left the policy are forgotten.
     fn share(&mut self, rows: &mut [RowTick]) {
-        let mut shares: BTreeMap<ModelId, BTreeMap<TierId, KeyShare>> = BTreeMap::new();
-        for row in rows {
-            let known = self.shares.get(&row.model).and_then(|tiers| tiers.get(&row.tier));
-            let mut share = known.copied().unwrap_or_default();
-            row.key_share = share.step(row.limit, &outcomes(&row.demand));
-            shares.entry(row.model.clone()).or_default().insert(row.tier.clone(), share);
+        let (mut models, mut left) = (0, false);
+        for rows in rows.chunk_by_mut(|a, b| a.model == b.model) {
+            let Some(model) = rows.first().map(|row| &row.model) else { continue };
+            if !self.shares.contains_key(model) {
+                self.shares.insert(model.clone(), BTreeMap::new());
+            }
+            let Some(tiers) = self.shares.get_mut(model) else { continue };
+            for row in rows.iter_mut() {
+                let outcomes = outcomes(&row.demand);
+                if let Some(share) = tiers.get_mut(&row.tier) {
+                    row.key_share = share.step(row.limit, &outcomes);
+                } else {
+                    let mut share = KeyShare::default();
+                    row.key_share = share.step(row.limit, &outcomes);
+                    tiers.insert(row.tier.clone(), share);
+                }
+            }
+            models += 1;
+            left |= tiers.len() > rows.len();
         }
-        self.shares = shares;
+        if left || self.shares.len() > models {
+            self.shares.retain(|model, tiers| {
+                let is = |tier: &TierId| rows.iter().any(|row| row.model == *model && row.tier == *tier);
+                tiers.retain(|tier, _| is(tier));
+                !tiers.is_empty()
+            });
+        }
     }
 }
 
@@ -280,24 +337,20 @@ fn outcomes(demand: &Demand) -> Outcomes {
     }
 }
 
-fn claims(policy: &Policy, rows: &[RowTick]) -> Vec<Claim> {
-    let claim = |row: &RowTick| {
-        let grant = policy.models.get(&row.model)?.tiers.get(&row.tier)?;
-        Some(Claim {
-            priority: grant.priority,
-            weight: grant.weight,
-            guarantee: row.guarantee,
-            ceiling: grant.ceiling.as_f64() / 60.0,
-            demand: row.demand.offered,
-        })
+fn claims(stated: &[Stated<'_>], rows: &[RowTick]) -> Vec<Claim> {
+    let claim = |(Stated { grant, .. }, row): (&Stated<'_>, &RowTick)| Claim {
+        priority: grant.priority,
+        weight: grant.weight,
+        guarantee: row.guarantee,
+        ceiling: grant.ceiling.as_f64() / 60.0,
+        demand: row.demand.offered,
     };
-    rows.iter().filter_map(claim).collect()
+    stated.iter().zip(rows).map(claim).collect()
 }
 
 /// Sum of what is safe on a pool, work per second.
-fn safe_sum(policy: &Policy, pool: &PoolId) -> f64 {
-    let models = policy.models.values().filter(|model| model.pool == *pool);
-    models.flat_map(|model| model.tiers.values()).map(|grant| grant.safe as f64 / 60.0).sum()
+fn safe_sum(stated: &[Stated<'_>]) -> f64 {
+    stated.iter().map(|stated| stated.grant.safe as f64 / 60.0).sum()
 }
 
 /// What one replica of anything can surely do: where a pool begins that guarantees nothing, work

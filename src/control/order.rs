@@ -10,24 +10,23 @@ use std::collections::BTreeMap;
 
 use crate::allocate::Bound;
 use crate::control::RowTick;
+use crate::control::Stated;
 use crate::policy::{Grant, Policy};
-use crate::unit::{Limit, PoolId, TierId};
+use crate::unit::{Dimension, Limit, PoolId, TierId};
 use crate::wire::Row;
 
 /// When guarantees do not fit, a row is cut to what it asks for, and a small model that is asked for
 /// little would be limited below a large one. What it does not use is used by nobody else.
-pub fn raise_smaller(policy: &Policy, rows: &mut [RowTick]) {
+pub(super) fn raise_smaller(stated: &[Stated<'_>], rows: &mut [RowTick]) {
     let mut sized: Vec<(u64, usize)> = Vec::new();
-    for (at, row) in rows.iter().enumerate() {
-        let size = policy.models.get(&row.model).and_then(|model| model.size);
-        sized.extend(size.map(|size| (size, at)));
+    for (at, stated) in stated.iter().enumerate() {
+        sized.extend(stated.size.map(|size| (size, at)));
     }
     sized.sort_unstable_by_key(|(size, _)| std::cmp::Reverse(*size));
     let mut most: BTreeMap<TierId, f64> = BTreeMap::new();
     for (_, at) in sized {
-        let Some(row) = rows.get_mut(at) else { continue };
-        let grant = policy.models.get(&row.model).and_then(|model| model.tiers.get(&row.tier));
-        let ceiling = grant.map_or(0.0, |grant| grant.ceiling.as_f64() / 60.0);
+        let (Some(row), Some(stated)) = (rows.get_mut(at), stated.get(at)) else { continue };
+        let ceiling = stated.grant.ceiling.as_f64() / 60.0;
         let least = most.entry(row.tier.clone()).or_insert(0.0);
         if row.limit < least.min(ceiling) {
             row.limit = least.min(ceiling);
@@ -48,13 +47,14 @@ pub fn keep(policy: &Policy, rows: &mut [Row]) {
             order.extend(model.tiers.get(&row.tier).map(|grant| (grant, at)));
         }
         order.sort_by_key(|(grant, _)| grant.priority);
+        let dimension = moved(policy, &model.pool);
         for (place, (grant, at)) in order.iter().enumerate() {
             let above = order
                 .iter()
                 .take(place)
                 .filter(|(above, _)| above.priority < grant.priority && is_above(above, grant));
-            let least = above.filter_map(|(_, at)| moved(policy, rows.get(*at)?)).min();
-            lower(policy, rows.get_mut(*at), least);
+            let least = above.filter_map(|(_, at)| limit(rows.get(*at)?, dimension)).min();
+            lower(rows.get_mut(*at), dimension, least);
         }
     }
     smaller_first(policy, rows);
@@ -69,13 +69,14 @@ fn smaller_first(policy: &Policy, rows: &mut [Row]) {
             sized.entry((row.pool.clone(), row.tier.clone())).or_default().push((size, grant, at));
         }
     }
-    for mut models in sized.into_values() {
+    for ((pool, _), mut models) in sized {
+        let dimension = moved(policy, &pool);
         models.sort_by_key(|(size, ..)| *size);
         for (place, (size, grant, at)) in models.iter().enumerate() {
             let smaller = models.iter().take(place);
             let smaller = smaller.filter(|(other, above, _)| other < size && is_above(above, grant));
-            let least = smaller.filter_map(|(.., at)| moved(policy, rows.get(*at)?)).min();
-            lower(policy, rows.get_mut(*at), least);
+            let least = smaller.filter_map(|(.., at)| limit(rows.get(*at)?, dimension)).min();
+            lower(rows.get_mut(*at), dimension, least);
         }
     }
 }
@@ -88,16 +89,18 @@ fn is_above(above: &Grant, below: &Grant) -> bool {
         && above.ceiling >= below.ceiling
 }
 
-/// The limit that the loop moves.
-fn moved(policy: &Policy, row: &Row) -> Option<Limit> {
-    let unit = policy.pools.get(&row.pool)?.unit;
-    row.limits.get(&unit.dimension()).map(|entry| entry.tier_limit)
+/// The dimension that the loop moves.
+fn moved(policy: &Policy, pool: &PoolId) -> Dimension {
+    policy.pools.get(pool).map(|pool| pool.unit).unwrap_or_default().dimension()
 }
 
-fn lower(policy: &Policy, row: Option<&mut Row>, to: Option<Limit>) {
+fn limit(row: &Row, dimension: Dimension) -> Option<Limit> {
+    row.limits.get(&dimension).map(|entry| entry.tier_limit)
+}
+
+fn lower(row: Option<&mut Row>, dimension: Dimension, to: Option<Limit>) {
     let (Some(row), Some(to)) = (row, to) else { return };
-    let unit = policy.pools.get(&row.pool).map(|pool| pool.unit).unwrap_or_default();
-    if let Some(entry) = row.limits.get_mut(&unit.dimension()) {
+    if let Some(entry) = row.limits.get_mut(&dimension) {
         entry.tier_limit = entry.tier_limit.min(to);
     }
 }

@@ -14,6 +14,7 @@ use crate::control::Controller;
 use crate::control::PoolTick;
 use crate::control::RowTick;
 use crate::control::order;
+use crate::estimate::Lookup;
 use crate::estimate::NodeDemand;
 use crate::planted::bug;
 use crate::policy::{Grant, PoolPolicy};
@@ -42,30 +43,35 @@ impl Controller {
     pub(super) fn seal(&mut self, pools: &BTreeMap<PoolId, PoolTick>) -> (Arc<LimitTable>, bool) {
         let previous = self.state.table.clone();
         let mut arrived = true;
-        let mut rows = Vec::new();
+        let mut rows = Vec::with_capacity(previous.as_ref().map_or(0, |table| table.rows.len()));
+        let before = previous.as_ref().map_or(&[][..], |table| &table.rows);
+        let mut places = Lookup::new(before, |row: &Row| (&row.model, &row.tier));
+        let ranks: BTreeMap<&PoolId, Vec<u32>> = pools.iter().map(|(id, pool)| (id, ranks(pool))).collect();
         for (model, policy) in &self.policy.models {
-            let Some(pool) = pools.get(&policy.pool) else { continue };
-            for (tier, grant) in &policy.tiers {
-                // Sorted, as `rows` of the controller makes them.
-                let found = pool.rows.binary_search_by(|row| (&row.model, &row.tier).cmp(&(model, tier)));
-                let Some(tick) = found.ok().and_then(|at| pool.rows.get(at)) else { continue };
-                let old = previous.as_ref().and_then(|table| table.row(model.as_str(), tier.as_str()));
-                let Some(served) = self.policy.pools.get(&policy.pool) else { continue };
-                // While an edit steers, a loss of capacity is still followed in one step. What
-                // nobody measures is in force as it is written.
-                let steers = self.state.steering && !served.is_fixed();
-                let steering = steers.then(|| STEER_DOWN.min(fall(pool, &policy.pool, &previous)));
+            let (Some(pool), Some(served), Some(ranks)) =
+                (pools.get(&policy.pool), self.policy.pools.get(&policy.pool), ranks.get(&policy.pool))
+            else {
+                continue;
+            };
+            // While an edit steers, a loss of capacity is still followed in one step. What nobody
+            // measures is in force as it is written.
+            let steers = self.state.steering && !served.is_fixed();
+            let steering = steers.then(|| STEER_DOWN.min(fall(pool, &policy.pool, &previous)));
+            let product = self.product(&served.product);
+            // Sorted, as `rows` of the controller makes them: a model's are side by side.
+            let first = pool.rows.partition_point(|row| row.model < *model);
+            let ticks = pool.rows.iter().skip(first);
+            for ((tier, grant), tick) in policy.tiers.iter().zip(ticks) {
+                let old = places.find((model, tier)).and_then(|at| before.get(at));
                 let (limits, there) = entries(grant, served, tick, old, steering);
                 arrived &= there;
-                let (model, tier) = (model.clone(), tier.clone());
-                let yields = yields(pool, tick.priority);
                 rows.push(Row {
-                    model,
-                    tier,
+                    model: model.clone(),
+                    tier: tier.clone(),
                     pool: policy.pool.clone(),
-                    yields,
+                    yields: yields(pool, ranks, tick.priority),
                     limits,
-                    product: self.product(&served.product),
+                    product: product.clone(),
                     budgets: grant.budgets.clone(),
                     credit: grant.credit,
                 });
@@ -84,13 +90,16 @@ impl Controller {
             valid_for_ms: millis(self.policy.valid_for()),
             pools: entries,
             rows,
-            products: self.policy.products.clone(),
-            models: self.policy.models.iter().map(|(id, model)| (id.clone(), model.entry.clone())).collect(),
+            products: BTreeMap::new(),
+            models: BTreeMap::new(),
             providers: self.policy.providers.clone(),
         };
         // What says nothing is not said.
-        table.products.retain(|_, product| *product != Product::default());
-        table.models.retain(|_, entry| *entry != ModelEntry::default());
+        let said = self.policy.products.iter().filter(|(_, product)| **product != Product::default());
+        table.products = said.map(|(id, product)| (id.clone(), product.clone())).collect();
+        let none = ModelEntry::default();
+        let said = self.policy.models.iter().filter(|(_, model)| model.entry != none);
+        table.models = said.map(|(id, model)| (id.clone(), model.entry.clone())).collect();
         table.providers.retain(|_, limits| !limits.is_empty());
         let changed = previous.as_deref().is_none_or(|previous| !previous.same_entries(&table));
         table.stamp = self.next_stamp(changed);
@@ -254,12 +263,17 @@ fn fall(pool: &PoolTick, id: &PoolId, previous: &Option<Arc<LimitTable>>) -> f64
     old.map_or(1.0, |old| pool.decision.budget * 60.0 / (old as f64).max(1.0))
 }
 
-/// What a priority leaves to those above it. Of requests in flight only the part above a full
-/// batch is given up: a full batch is no queue, leaving slots idle would help nobody.
-fn yields(pool: &PoolTick, priority: u32) -> Yields {
+/// The priorities of a pool, highest first.
+fn ranks(pool: &PoolTick) -> Vec<u32> {
     let mut ranks: Vec<u32> = pool.rows.iter().map(|row| row.priority).collect();
     ranks.sort_unstable();
     ranks.dedup();
+    ranks
+}
+
+/// What a priority leaves to those above it. Of requests in flight only the part above a full
+/// batch is given up: a full batch is no queue, leaving slots idle would help nobody.
+fn yields(pool: &PoolTick, ranks: &[u32], priority: u32) -> Yields {
     let part = match ranks.iter().position(|rank| *rank == priority).unwrap_or(0) {
         0 => return Yields::default(),
         // Half for everybody below before a measurement: the room is small then, and without a

@@ -12,17 +12,18 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 
 use crate::bounds::DEMAND_NODES_MAX;
 use crate::bounds::STAMP_MAX;
+use crate::estimate::node::Node;
+use crate::estimate::rows::Key;
+use crate::estimate::rows::Lookup;
 use crate::unit::{Instant, ModelId, NodeId, PoolId, TierId};
-use crate::wire::{PoolUsage, Stamp, UsageReport, UsageRow, Work};
+use crate::wire::{Stamp, UsageReport};
 
 /// Gain of the mean of offered work, per tick.
-const GAIN_DEMAND: f64 = 0.35;
+pub(super) const GAIN_DEMAND: f64 = 0.35;
 /// A node's rates are held for this many intervals without a report.
 const HELD_INTERVALS: f64 = 5.0;
 /// A silent node keeps its share this long: until its table has run out it may still use it.
 const FORGOTTEN_INTERVALS: f64 = 15.0;
-/// No node is offered more than this a second, whatever it says: a lie may not drown a truth.
-const OFFERED_MAX: f64 = 1e7;
 /// Upstream errors expected of a healthy pool, and the significance of more.
 const ERROR_RATIO: f64 = 0.01;
 const SIGNIFICANT: f64 = 0.01;
@@ -37,42 +38,11 @@ pub struct Nodes {
     updated_at: Option<Instant>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Node {
-    heard_at: Instant,
-    last: UsageReport,
-    /// Per second, between the last two reports.
-    rows: Vec<RowRate>,
-    pools: BTreeMap<PoolId, PoolRate>,
-    /// Smoothed offered work per second and pool: what shares follow.
-    offered: BTreeMap<PoolId, f64>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct RowRate {
-    model: ModelId,
-    tier: TierId,
-    offered: Rate,
-    admitted: Rate,
-    refused_limit: Rate,
-    refused_capacity: Rate,
-    #[serde(default)]
-    refused_share: Rate,
-    #[serde(default)]
-    refused_tier: Rate,
-}
-
 /// Per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     pub requests: f64,
     pub work: f64,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct PoolRate {
-    requests: u64,
-    errors: u64,
 }
 
 /// One row's rates over all nodes. `offered` is smoothed, the others are of the last interval.
@@ -132,23 +102,28 @@ impl Nodes {
             reports.iter().map(|report| (&report.node, report)).collect();
         for report in latest.into_values() {
             if self.nodes.contains_key(&report.node) || self.nodes.len() < DEMAND_NODES_MAX {
-                let node = Node::heard(self.nodes.get(&report.node), now, report, &pool_of);
+                let node = Node::heard(self.nodes.remove(&report.node), now, report, &pool_of);
                 self.nodes.insert(report.node.clone(), node);
             }
         }
-        let mut offered: BTreeMap<(ModelId, TierId), f64> = BTreeMap::new();
+        let keys: Vec<Key<'_>> = self.offered.keys().map(|(model, tier)| (model, tier)).collect();
+        let mut known = vec![0.0; keys.len()];
+        let mut woken: BTreeMap<(ModelId, TierId), f64> = BTreeMap::new();
         for node in self.live(now, interval) {
-            for row in &node.rows {
-                *offered.entry((row.model.clone(), row.tier.clone())).or_default() += row.offered.work;
+            let mut places = Lookup::new(&keys, |key| *key);
+            for row in node.rows.iter().filter(|row| row.offered.work > 0.0) {
+                match places.find((&row.model, &row.tier)).and_then(|at| known.get_mut(at)) {
+                    Some(sum) => *sum += row.offered.work,
+                    None => {
+                        *woken.entry((row.model.clone(), row.tier.clone())).or_default() += row.offered.work;
+                    }
+                }
             }
         }
-        for key in offered.keys() {
-            self.offered.entry(key.clone()).or_default();
-        }
-        for (key, smoothed) in &mut self.offered {
-            let seen = offered.get(key).copied().unwrap_or(0.0);
+        for (smoothed, seen) in self.offered.values_mut().zip(known) {
             *smoothed += GAIN_DEMAND * (seen - *smoothed);
         }
+        self.offered.extend(woken.into_iter().map(|(key, seen)| (key, GAIN_DEMAND * seen)));
         self.offered.retain(|_, smoothed| *smoothed > 1e-3);
     }
 
@@ -209,22 +184,38 @@ impl Nodes {
         applied.filter(|stamp| stamp.epoch.max(stamp.version).max(stamp.tick) <= STAMP_MAX).max()
     }
 
-    pub fn row(&self, now: Instant, interval: f64, model: &ModelId, tier: &TierId) -> Demand {
-        let key = (model.clone(), tier.clone());
-        let mut demand =
-            Demand { offered: self.offered.get(&key).copied().unwrap_or(0.0), ..Demand::default() };
-        let rows = self.live(now, interval).flat_map(|node| &node.rows);
-        for row in rows.filter(|row| row.model == *model && row.tier == *tier) {
-            demand.admitted.add(row.admitted);
-            demand.refused_limit.add(row.refused_limit);
-            demand.refused_capacity.add(row.refused_capacity);
-            demand.refused_share.add(row.refused_share);
-            demand.refused_tier.add(row.refused_tier);
+    /// What was asked of each row; rows are sorted by model and tier, none twice.
+    pub fn rows(&self, now: Instant, interval: f64, rows: &[Key<'_>]) -> Vec<Demand> {
+        let smoothed: Vec<(&(ModelId, TierId), &f64)> = self.offered.iter().collect();
+        let mut places = Lookup::new(&smoothed, |((model, tier), _)| (model, tier));
+        let offered = |key: &Key<'_>| {
+            let offered = places.find(*key).and_then(|at| smoothed.get(at));
+            Demand { offered: offered.map_or(0.0, |(_, offered)| **offered), ..Demand::default() }
+        };
+        let mut demands: Vec<Demand> = rows.iter().map(offered).collect();
+        for node in self.live(now, interval) {
+            let mut places = Lookup::new(rows, |key| *key);
+            for row in node.rows.iter().filter(|row| !row.is_idle()) {
+                let place = places.find((&row.model, &row.tier));
+                if let Some(demand) = place.and_then(|at| demands.get_mut(at)) {
+                    demand.admitted.add(row.admitted);
+                    demand.refused_limit.add(row.refused_limit);
+                    demand.refused_capacity.add(row.refused_capacity);
+                    demand.refused_share.add(row.refused_share);
+                    demand.refused_tier.add(row.refused_tier);
+                }
+            }
         }
-        demand
+        demands
     }
 
-    pub fn pool(&self, now: Instant, interval: f64, pool: &PoolId, rows: &[Demand]) -> PoolDemand {
+    pub fn pool<'a>(
+        &self,
+        now: Instant,
+        interval: f64,
+        pool: &PoolId,
+        rows: impl IntoIterator<Item = &'a Demand>,
+    ) -> PoolDemand {
         let mut total = PoolDemand::default();
         for row in rows {
             total.offered += row.offered;
@@ -255,113 +246,6 @@ fn significant(requests: u64, errors: u64) -> bool {
     }
     let at_least = |binomial: Binomial| binomial.sf(errors - 1);
     Binomial::new(ERROR_RATIO, requests.max(errors)).map(at_least).is_ok_and(|p| p <= SIGNIFICANT)
-}
-
-// === impl Node ===
-
-impl Node {
-    fn without_rows(&self) -> Node {
-        let last = UsageReport {
-            schema: self.last.schema,
-            node: self.last.node.clone(),
-            // Of no process: counters without their rows are no base for a rate.
-            instance: 0,
-            uptime_ms: 0,
-            applied: self.last.applied,
-            nack: self.last.nack.clone(),
-            rows: Vec::new(),
-            pools: BTreeMap::new(),
-            providers: BTreeMap::new(),
-        };
-        Node {
-            heard_at: self.heard_at,
-            last,
-            rows: Vec::new(),
-            pools: self.pools.clone(),
-            offered: self.offered.clone(),
-        }
-    }
-
-    fn heard(
-        before: Option<&Node>,
-        now: Instant,
-        report: &UsageReport,
-        pool_of: impl Fn(&ModelId) -> Option<PoolId>,
-    ) -> Node {
-        let same = before.filter(|node| node.last.instance == report.instance);
-        let since = same.map_or(0, |node| node.last.uptime_ms);
-        if let (Some(node), true) = (same, report.uptime_ms <= since) {
-            // A repeated or overtaken report says nothing new.
-            return node.clone();
-        }
-        let milliseconds = report.uptime_ms - since;
-        let seconds = milliseconds.max(1) as f64 / 1e3;
-        let old: BTreeMap<(&ModelId, &TierId), &UsageRow> = same
-            .map(|node| node.last.rows.iter().map(|row| ((&row.model, &row.tier), row)).collect())
-            .unwrap_or_default();
-        // What the policy does not name is nobody's demand, and may not be remembered.
-        let mut last = report.clone();
-        last.rows.retain(|row| pool_of(&row.model).is_some());
-        let rate =
-            |row: &UsageRow| RowRate::between(old.get(&(&row.model, &row.tier)).copied(), row, seconds);
-        let rows: Vec<RowRate> = last.rows.iter().map(rate).collect();
-        let pools = report
-            .pools
-            .iter()
-            .map(|(pool, usage)| {
-                let old = same.and_then(|node| node.last.pools.get(pool)).copied().unwrap_or_default();
-                (pool.clone(), PoolRate::between(old, *usage))
-            })
-            .collect();
-        let mut offered = before.map(|node| node.offered.clone()).unwrap_or_default();
-        let mut seen: BTreeMap<PoolId, f64> = offered.keys().map(|pool| (pool.clone(), 0.0)).collect();
-        for row in &rows {
-            if let Some(pool) = pool_of(&row.model) {
-                *seen.entry(pool).or_default() += row.offered.work;
-            }
-        }
-        for (pool, work) in seen {
-            let smoothed = offered.entry(pool).or_default();
-            *smoothed += GAIN_DEMAND * (work - *smoothed);
-        }
-        Node { heard_at: now, last, rows, pools, offered }
-    }
-}
-
-// === impl RowRate ===
-
-impl RowRate {
-    fn between(old: Option<&UsageRow>, new: &UsageRow, seconds: f64) -> RowRate {
-        let rate = |field: fn(&UsageRow) -> Work| {
-            let old = old.map(field).unwrap_or_default();
-            let new = field(new);
-            Rate {
-                requests: new.requests.saturating_sub(old.requests) as f64 / seconds,
-                work: (new.work.saturating_sub(old.work) as f64 / seconds).min(OFFERED_MAX),
-            }
-        };
-        RowRate {
-            model: new.model.clone(),
-            tier: new.tier.clone(),
-            offered: rate(|row| row.offered),
-            admitted: rate(|row| row.admitted),
-            refused_limit: rate(|row| row.refused_limit),
-            refused_capacity: rate(|row| row.refused_capacity),
-            refused_share: rate(|row| row.refused_share),
-            refused_tier: rate(|row| row.refused_tier),
-        }
-    }
-}
-
-// === impl PoolRate ===
-
-impl PoolRate {
-    fn between(old: PoolUsage, new: PoolUsage) -> PoolRate {
-        PoolRate {
-            requests: new.upstream_requests.saturating_sub(old.upstream_requests),
-            errors: new.upstream_errors.saturating_sub(old.upstream_errors),
-        }
-    }
 }
 
 // === impl Rate ===

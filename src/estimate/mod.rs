@@ -5,7 +5,9 @@
 
 pub mod capacity;
 pub mod demand;
+mod node;
 pub mod replicas;
+pub mod rows;
 pub mod trust;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use capacity::Capacity;
 pub use demand::{Demand, NodeDemand, Nodes, PoolDemand};
 pub use replicas::{Fleet, Freshness};
+pub use rows::Key;
+pub use rows::Lookup;
 pub use trust::Witness;
 
 use crate::observe::PoolRound;

@@ -134,9 +134,13 @@ impl Fleet {
         }
         if answered && round.failed.is_none() {
             // The source is well and names others: what it does not name any more is gone.
-            let named: BTreeSet<&ReplicaId> = round.replicas.iter().map(|reading| &reading.replica).collect();
             let held = HELD_INTERVALS * interval;
-            self.replicas.retain(|id, replica| named.contains(id) || now.seconds_since(replica.at) <= held);
+            let is_held = |replica: &Replica| now.seconds_since(replica.at) <= held;
+            if !self.replicas.values().all(is_held) {
+                let named: BTreeSet<&ReplicaId> =
+                    round.replicas.iter().map(|reading| &reading.replica).collect();
+                self.replicas.retain(|id, replica| is_held(replica) || named.contains(id));
+            }
         }
         self.forget(now, interval);
         let ready_before = self.ready;
@@ -236,10 +240,12 @@ impl Fleet {
     fn age(&self, now: Instant) -> Option<f64> {
         let mut ages: Vec<f64> =
             self.replicas.values().map(|replica| now.seconds_since(replica.at)).collect();
-        ages.sort_by(f64::total_cmp);
         let least = if bug("part-is-the-pool") { 0.0 } else { trust::SEEN_MIN };
         let enough = ((least * ages.len() as f64).ceil() as usize).max(1);
-        ages.get(enough - 1).copied()
+        if enough > ages.len() {
+            return None;
+        }
+        Some(*ages.select_nth_unstable_by(enough - 1, f64::total_cmp).1)
     }
 
     fn is_seen(&self, now: Instant, interval: f64) -> bool {
