@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::allocate::Bound;
 use crate::control::RowTick;
+use crate::planted::without;
 use crate::policy::{Grant, Policy};
 use crate::unit::{Limit, PoolId, TierId};
 use crate::wire::Row;
@@ -18,6 +19,9 @@ use crate::wire::Row;
 /// little would be limited below a large one. What it does not use is used by nobody else.
 pub fn raise_smaller(policy: &Policy, rows: &mut [RowTick]) {
     let mut sized: Vec<(u64, usize)> = Vec::new();
+    if without("smaller-no-less") {
+        return;
+    }
     for (at, row) in rows.iter().enumerate() {
         let size = policy.models.get(&row.model).and_then(|model| model.size);
         sized.extend(size.map(|size| (size, at)));
@@ -101,3 +105,6 @@ fn lower(policy: &Policy, row: Option<&mut Row>, to: Option<Limit>) {
         entry.tier_limit = entry.tier_limit.min(to);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::enforce::meters::Meters;
 use crate::enforce::ticket::{Cap, Settlement};
+use crate::planted::without;
 use crate::unit::{Limit, ModelId, PPM, PoolId, TierId};
 use crate::wire::{PoolUsage, Work, Yields};
 
@@ -124,17 +125,21 @@ impl PoolState {
     pub fn has_no_room(&self, limits: &PoolLimits, yields: Yields, work: u64) -> Option<Cap> {
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);
-        if let Limit::Finite(cap) = limits.waiting_work {
+        if let Limit::Finite(cap) = limits.waiting_work
+            && !without("waiting-cap")
+        {
             let part = u128::from(cap) * left(yields.waiting) / whole;
-            let spread = (part * u128::from(work)).isqrt();
+            let spread = if without("waiting-spread") { 0 } else { (part * u128::from(work)).isqrt() };
             if u128::from(self.waiting) >= part + spread {
                 return Some(Cap::WaitingWork);
             }
         }
-        if let Limit::Finite(cap) = limits.in_flight {
+        if let Limit::Finite(cap) = limits.in_flight
+            && !without("in-flight-cap")
+        {
             let held = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole);
             // A tier that yields everything but one slot of a living pool is not shut out.
-            let least = u128::from(cap > 0 && limits.portion.ppm() > 0);
+            let least = u128::from(cap > 0 && limits.portion.ppm() > 0 && !without("one-slot"));
             if u128::from(self.in_flight) >= held.max(least) {
                 return Some(Cap::InFlight);
             }
