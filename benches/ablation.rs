@@ -1,7 +1,7 @@
 //! The law without each of its terms: what every scenario loses, and whether that is more than noise.
 //!
 //! `cargo bench --bench ablation --features planted` prints a line a term of `docs/law.md`; with
-//! `TIDEGATE_REGENERATE=1` it writes them there. Names after `--` run only those terms.
+//! `TIDEGATE_REGENERATE=1` it writes them there and into the README. Names after `--` run only those terms.
 //!
 //! The law draws nothing, so that a seed is a demand, the same with a term and without it. Four
 //! seeds find what suffers most of every scenario and metric; that choice alone would show something
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -84,6 +84,11 @@ impl Suffers {
         // Runs that are off by the same are as far off as what is nothing lets them be.
         let error = f64::max(worse.iter().std_dev(), nothing / 10.0) / count.sqrt();
         (spread(&worse).median >= nothing && mean >= nothing).then(|| mean / error)
+    }
+
+    /// How far it is off, in what is nothing.
+    fn times_minded(&self) -> f64 {
+        minded(self.metric).map_or(0.0, |(nothing, _)| spread(&self.worse()).median / nothing)
     }
 
     fn is_measured(&self) -> bool {
@@ -188,7 +193,8 @@ impl Base {
             let is_it = |found: &Suffers| found.scenario == checked.scenario && found.name == checked.name;
             candidates.iter().any(is_it)
         };
-        checked.into_iter().filter(is_candidate).find(Suffers::is_measured)
+        let measured = checked.into_iter().filter(is_candidate).filter(Suffers::is_measured);
+        measured.max_by(|a, b| a.times_minded().total_cmp(&b.times_minded()))
     }
 }
 
@@ -216,43 +222,64 @@ fn ablated(term: &str, scenarios: &BTreeSet<String>, bases: &[Base]) -> Option<S
     bases.into_iter().find_map(found).map(|found| found.shown())
 }
 
-/// First cells of the table of terms.
-fn terms(text: &str) -> Vec<String> {
-    let first = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
-    let (_, after) = text.split_once("<!-- terms -->").expect("docs/law.md has a table of terms");
-    let (table, _) = after.split_once("<!-- terms end -->").expect("the table ends");
-    table.lines().filter_map(first).collect()
+/// Where a table of terms is: its file, what stands before and behind it, and the cell for figures.
+type Place = (&'static str, &'static str, usize);
+const ALL: Place = ("docs/law.md", "terms", 5);
+const SOME: Place = ("README.md", "ablation", 2);
+
+/// What is before a table, the table, and what is behind it.
+fn table((file, mark, _): Place) -> [String; 3] {
+    let text = fs::read_to_string(root(file)).unwrap();
+    let (before, rest) = text.split_once(&format!("<!-- {mark} -->")).expect("there is a table");
+    let (table, behind) = rest.split_once(&format!("<!-- {mark} end -->")).expect("the table ends");
+    [before, table, behind].map(str::to_owned)
 }
 
-/// The table with what was measured in its fifth cell.
-fn regenerated(text: &str, measured: &BTreeMap<String, String>) -> String {
+fn name(line: &str) -> Option<&str> {
+    Some(line.strip_prefix("| `")?.split_once('`')?.0)
+}
+
+/// Writes what was measured into a table.
+fn regenerate(place: Place, measured: &BTreeMap<String, String>) {
+    let [before, table, behind] = table(place);
+    let (file, mark, at) = place;
     let line = |line: &str| {
         let mut cells: Vec<&str> = line.split('|').collect();
-        let name = cells.get(1).map(|cell| cell.trim().trim_matches('`')).unwrap_or_default();
-        let known = measured.get(name).map(|said| format!(" {said} "));
-        if let (Some(said), Some(cell)) = (&known, cells.get_mut(5)) {
+        let said = name(line).and_then(|name| measured.get(name)).map(|said| format!(" {said} "));
+        if let (Some(said), Some(cell)) = (&said, cells.get_mut(at)) {
             *cell = said;
         }
         cells.join("|")
     };
-    text.lines().map(|one| line(one) + "\n").collect()
+    let lines: Vec<String> = table.split('\n').map(line).collect();
+    let text = format!("{before}<!-- {mark} -->{}<!-- {mark} end -->{behind}", lines.join("\n"));
+    fs::write(root(file), text).unwrap();
 }
 
-fn main() {
-    assert!(cfg!(feature = "planted"), "nothing can be left out; add --features planted");
+fn main() -> ExitCode {
+    if !cfg!(feature = "planted") {
+        println!("nothing can be left out of this build; add --features planted");
+        return ExitCode::FAILURE;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [first, rest @ ..] = arguments.as_slice()
         && first == "--child"
     {
-        return child(rest);
+        child(rest);
+        return ExitCode::SUCCESS;
     }
-    let document = fs::read_to_string(root("docs/law.md")).unwrap();
-    let terms = if arguments.is_empty() { terms(&document) } else { arguments };
+    let [_, all, _] = table(ALL);
+    let listed = || all.lines().filter_map(name).map(str::to_owned).collect();
+    let terms: Vec<String> = if arguments.is_empty() { listed() } else { arguments };
     let scenarios: BTreeSet<String> = fs::read_dir(root("tests/scenarios"))
         .unwrap()
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let bases = [true, false].map(|streamed| Base::new(streamed, &scenarios));
+    let bases = std::thread::scope(|scope| {
+        let scenarios = &scenarios;
+        let base = |streamed| scope.spawn(move || Base::new(streamed, scenarios));
+        [true, false].map(base).map(|base| base.join().unwrap())
+    });
     let (next, measured) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
         while let Some(term) = terms.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -270,6 +297,8 @@ fn main() {
     let counted = measured.values().filter(|said| *said != "-").count();
     println!("{counted} of {} terms: some scenario is measurably worse without them", measured.len());
     if std::env::var_os("TIDEGATE_REGENERATE").is_some() {
-        fs::write(root("docs/law.md"), regenerated(&document, &measured)).unwrap();
+        regenerate(ALL, &measured);
+        regenerate(SOME, &measured);
     }
+    ExitCode::SUCCESS
 }

@@ -229,3 +229,10 @@ fn a_probe_comes_back_to_where_it_was_cut_slowly_and_goes_on_from_there() {
     let later = later.last().unwrap();
     assert!((4000.0..4040.0).contains(&later), "{later} after 12 s");
 }
+
+#[test]
+fn before_the_first_backlog_a_lost_replica_is_followed_too() {
+    let halved = Estimate { ready_before: 4.0, ..unmeasured(2.0) };
+    let decision = at(4000.0).step(&context(5), &halved, &demand(1000.0, false));
+    assert_eq!((decision.budget, decision.reason), (2000.0, Reason::CapacityLost));
+}
