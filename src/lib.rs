@@ -31,7 +31,7 @@
 //! | [`observe`] | `bounds`, `unit`, `wire`, `policy` | turns silence into a zero, or waits beyond its deadline |
 //! | [`estimate`] | `bounds`, `unit`, `planted`, `wire`, `policy`, `observe` | decides |
 //! | [`decide`] | `unit`, `planted`, `estimate` | sees a tier, a node or a clock |
-//! | [`allocate`] | `unit` | sees a metric or a name |
+//! | [`allocate`] | `unit`, `planted` | sees a metric or a name |
 //! | [`dashboard`] | nothing | names a metric that no page has |
 //! | [`metrics`] | `bounds`, `unit` | lets a client choose a label, or encodes a page for every reader |
 //! | [`supervise`] | `bounds` | lets a task end in silence |
@@ -103,7 +103,8 @@
 //!
 //! `daemon` (default) is everything. `sim` is the pure rooms and the simulator, `control` the pure
 //! rooms alone. With none the crate is [`unit`](mod@unit), [`wire`] and, of [`enforce`], the limiter and the
-//! follower of a table file. `planted` holds bugs for the simulator to catch.
+//! follower of a table file. `planted` holds bugs for the simulator to catch, and leaves out terms of
+//! the law (`docs/law.md`).
 #![forbid(unsafe_code)]
 // Without it, rooms that are not built cannot be linked to.
 #![cfg_attr(feature = "daemon", deny(rustdoc::broken_intra_doc_links))]

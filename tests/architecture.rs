@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("observe", &["bounds", "unit", "wire", "policy"]),
     ("estimate", &["bounds", "unit", "planted", "wire", "policy", "observe"]),
     ("decide", &["unit", "planted", "estimate"]),
-    ("allocate", &["unit"]),
+    ("allocate", &["unit", "planted"]),
     ("dashboard", &[]),
     ("metrics", &["bounds", "unit"]),
     ("supervise", &["bounds"]),

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub use share::{KeyShare, Outcomes};
 
+use crate::planted::without;
+
 /// Part of the budget a row keeps when guarantees do not fit and its priority leaves nothing.
 const TRICKLE: f64 = 0.01;
 
@@ -59,13 +61,14 @@ pub enum Bound {
 pub fn allocate(budget: f64, claims: &[Claim]) -> Allocation {
     let wanted: f64 = claims.iter().map(Claim::wanted).sum();
     let guaranteed: f64 = claims.iter().map(|claim| claim.wanted().min(claim.guarantee)).sum();
-    if guaranteed > budget {
+    if guaranteed > budget && !without("by-priority") {
         return by_priority(budget, claims);
     }
     if wanted <= budget {
         return uncontended(budget, wanted, claims);
     }
-    let level = level(budget, claims);
+    let weights = || claims.iter().map(|claim| claim.weight).sum::<f64>();
+    let level = if without("level") { budget / weights() } else { level(budget, claims) };
     let grants = claims
         .iter()
         .map(|claim| {
@@ -85,7 +88,7 @@ pub fn allocate(budget: f64, claims: &[Claim]) -> Allocation {
 /// case: as demand reaches the budget, the leftover reaches zero and the level takes over.
 fn uncontended(budget: f64, wanted: f64, claims: &[Claim]) -> Allocation {
     let level = claims.iter().map(|claim| claim.wanted() / claim.weight).fold(0.0, f64::max);
-    let slack = budget - wanted;
+    let slack = if without("slack") { 0.0 } else { budget - wanted };
     let grants = claims
         .iter()
         .map(|claim| {
@@ -103,7 +106,7 @@ fn by_priority(budget: f64, claims: &[Claim]) -> Allocation {
     priorities.sort_unstable();
     priorities.dedup();
     let mut grants = vec![Granted { limit: 0.0, bound: Bound::Priority }; claims.len()];
-    let trickle = TRICKLE * budget;
+    let trickle = if without("trickle") { 0.0 } else { TRICKLE * budget };
     let mut left = budget;
     for priority in priorities {
         let group = || claims.iter().filter(|claim| claim.priority == priority);

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::without;
+
 /// Part of what stays inside the shares that a tier may refuse: with none there would be no sign
 /// that the level is not too low.
 const REFUSED: f64 = 0.04;
@@ -61,11 +63,12 @@ impl KeyShare {
         self.used += GAIN * (seen.admitted / limit.max(1e-9) - self.used);
         let refused = if self.used > USED_UP { refused } else { 0.0 };
         let level = match self.level {
-            None if refused <= FOUGHT_OVER => None,
+            None if refused <= FOUGHT_OVER || without("key-share") => None,
             None => Some(limit * FALL),
             // A known change of the limit is a known change of every fair part of it.
             Some(level) => {
-                let level = if self.limit > 0.0 { level * limit / self.limit } else { limit };
+                let scale = if without("share-follows-limit") { 1.0 } else { limit / self.limit };
+                let level = if self.limit > 0.0 { level * scale } else { limit };
                 Some(level * KeyShare::turn(refused, seen))
             }
         };

@@ -130,6 +130,7 @@ impl Published {
                 output_cost_milli: 1_000,
                 budget: Limit::Unlimited,
                 waiting_work: Limit::Unlimited,
+                slo_ms: 0,
                 in_flight: Limit::Unlimited,
                 degraded: false,
                 shares: self.shares.get(id).cloned().unwrap_or_default(),

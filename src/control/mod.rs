@@ -67,6 +67,7 @@ use crate::estimate::PoolDemand;
 use crate::estimate::Witness;
 use crate::observe::PoolRound;
 use crate::observe::Round;
+use crate::planted::without;
 use crate::policy::Grant;
 use crate::policy::Policy;
 use crate::policy::PoolPolicy;
@@ -257,8 +258,8 @@ impl Controller {
         order::raise_smaller(&stated, &mut rows);
         state.share(&mut rows);
         let contended = level.is_some() || estimate.waiting > decision.waiting_threshold / 2.0;
-        state.contended_ticks =
-            if contended { CONTENDED_TICKS } else { state.contended_ticks.saturating_sub(1) };
+        let held = if without("contended-hold") { 1 } else { CONTENDED_TICKS };
+        state.contended_ticks = if contended { held } else { state.contended_ticks.saturating_sub(1) };
         PoolTick { estimate, demand, decision, level, contended: state.contended_ticks > 0, rows }
     }
 
@@ -282,7 +283,7 @@ impl Controller {
                     tier: tier.clone(),
                     priority: grant.priority,
                     demand,
-                    guarantee: grant.guarantee as f64 / 60.0,
+                    guarantee: if without("guarantees") { 0.0 } else { grant.guarantee as f64 / 60.0 },
                     limit: 0.0,
                     bound: Bound::Uncontended,
                     key_share: None,

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use crate::allocate::Bound;
 use crate::control::RowTick;
 use crate::control::Stated;
+use crate::planted::without;
 use crate::policy::{Grant, Policy};
 use crate::unit::{Dimension, Limit, PoolId, TierId};
 use crate::wire::Row;
@@ -19,6 +20,9 @@ use crate::wire::Row;
 /// little would be limited below a large one. What it does not use is used by nobody else.
 pub(super) fn raise_smaller(stated: &[Stated<'_>], rows: &mut [RowTick]) {
     let mut sized: Vec<(u64, usize)> = Vec::new();
+    if without("smaller-no-less") {
+        return;
+    }
     for (at, stated) in stated.iter().enumerate() {
         sized.extend(stated.size.map(|size| (size, at)));
     }
@@ -104,3 +108,6 @@ fn lower(row: Option<&mut Row>, dimension: Dimension, to: Option<Limit>) {
         entry.tier_limit = entry.tier_limit.min(to);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use crate::control::RowTick;
 use crate::control::order;
 use crate::estimate::Lookup;
 use crate::estimate::NodeDemand;
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::policy::{Grant, PoolPolicy};
 use crate::unit::{Dimension, Limit, NodeId, PPM, PoolId, ProductId};
 use crate::wire::table::SCHEMA;
@@ -231,7 +231,8 @@ fn published(tick: &RowTick, grant: &Grant, old: Option<Limit>) -> Limit {
         Bound::Guarantee => return Limit::Finite(grant.guarantee).min(grant.ceiling),
         Bound::Priority => Limit::from_f64(round_down(tick.limit * 60.0)),
         Bound::Uncontended | Bound::FairShare => {
-            Limit::from_f64(round_down(tick.limit * 60.0)).max(Limit::Finite(grant.guarantee))
+            let least = if without("guarantees") { 0 } else { grant.guarantee };
+            Limit::from_f64(round_down(tick.limit * 60.0)).max(Limit::Finite(least))
         }
     };
     damped(limit, old).min(grant.ceiling)
@@ -276,10 +277,12 @@ fn ranks(pool: &PoolTick) -> Vec<u32> {
 fn yields(pool: &PoolTick, ranks: &[u32], priority: u32) -> Yields {
     let part = match ranks.iter().position(|rank| *rank == priority).unwrap_or(0) {
         0 => return Yields::default(),
+        _ if without("yields") => return Yields::default(),
         // Half for everybody below before a measurement: the room is small then, and without a
         // backlog there would never be one.
         _ if pool.estimate.capacity.is_none() => YIELDS_SECOND,
         _ if !pool.contended => YIELDS_IDLE,
+        _ if without("yields-graded") => YIELDS_SECOND,
         rank => {
             let last = ranks.len().saturating_sub(2).max(1);
             YIELDS_SECOND + (YIELDS_LAST - YIELDS_SECOND) * (rank - 1) as f64 / last as f64
@@ -295,10 +298,11 @@ fn yields(pool: &PoolTick, ranks: &[u32], priority: u32) -> Yields {
 fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap<NodeId, u32> {
     let kept = |node: &NodeDemand| {
         let share = old.and_then(|old| old.get(&node.node)).copied();
-        if node.silent { Some(share.unwrap_or(0)) } else { None }
+        if node.silent && !without("silent-share") { Some(share.unwrap_or(0)) } else { None }
     };
     let mut pinned: u64 = nodes.iter().filter_map(kept).map(u64::from).sum();
-    let live: Vec<&NodeDemand> = nodes.iter().filter(|node| !node.silent).collect();
+    let live: Vec<&NodeDemand> =
+        nodes.iter().filter(|node| !node.silent || without("silent-share")).collect();
     let all = u64::from(PPM - UNLISTED_SHARE);
     if live.is_empty() {
         pinned = pinned.min(all);
@@ -307,8 +311,12 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
     let offered: f64 = live.iter().map(|node| node.offered).sum();
     let share = |node: &NodeDemand| {
         let even = 1.0 / live.len() as f64;
-        let part =
-            if offered > 0.0 { (1.0 - EVEN_PART) * node.offered / offered + EVEN_PART * even } else { even };
+        let evenly = if without("even-part") { 0.0 } else { EVEN_PART };
+        let part = if offered > 0.0 && !without("node-demand") {
+            (1.0 - evenly) * node.offered / offered + evenly * even
+        } else {
+            even
+        };
         // Rounded down: the sum stays below one.
         (part * free) as u32
     };
@@ -328,6 +336,7 @@ fn shares(nodes: &[NodeDemand], old: Option<&BTreeMap<NodeId, u32>>) -> BTreeMap
 fn close(old: &BTreeMap<NodeId, u32>, new: &BTreeMap<NodeId, u32>) -> bool {
     let sum: u64 = old.values().map(|share| u64::from(*share)).sum();
     sum <= u64::from(PPM - UNLISTED_SHARE)
+        && !without("share-step")
         && old.values().zip(new.values()).all(|(old, new)| old.abs_diff(*new) <= SHARE_STEP)
 }
 
@@ -343,6 +352,7 @@ fn round_down(value: f64) -> f64 {
 /// Keeps the old limit while the new one is at most 1 % below or 3 % above it.
 fn damped(new: Limit, old: Option<Limit>) -> Limit {
     match (new, old) {
+        _ if without("damping") => new,
         (Limit::Finite(to), Some(Limit::Finite(from)))
             if to as f64 >= from as f64 * 0.99 && to as f64 <= from as f64 * 1.03 =>
         {
@@ -355,3 +365,6 @@ fn damped(new: Limit, old: Option<Limit>) -> Limit {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

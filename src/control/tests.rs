@@ -81,6 +81,20 @@ impl Run {
         self.controller.tick(now, &round)
     }
 
+    /// A tick on which nodes say what they said last, and nothing waits.
+    fn idle(&mut self, last: &[UsageReport]) -> Tick {
+        self.tick += 1;
+        let now = Instant::ZERO + Duration::from_secs(2) * self.tick as u32;
+        let replica = |name: &str| {
+            let signals = Signals { running: Some(0.0), waiting: Some(0.0), ..Signals::default() };
+            Reading { replica: ReplicaId::new(name), at: now, outcome: Outcome::Up(signals) }
+        };
+        let pool = PoolRound { replicas: vec![replica("a"), replica("b")], ..PoolRound::default() };
+        let report = |last: &UsageReport| UsageReport { uptime_ms: 2000 * self.tick, ..last.clone() };
+        let usage = last.iter().map(report).collect();
+        self.controller.tick(now, &Round { pools: [(PoolId::new("pool"), pool)].into(), usage })
+    }
+
     /// A node that is offered `part` thousand work a second of each tier.
     fn report(&self, node: &str, part: u64) -> UsageReport {
         let row = |tier: &str| {
@@ -487,4 +501,40 @@ fn the_tables_of_a_shaken_fleet_are_those_of_the_first_writing_to_the_byte() {
         (2_463_672_114, 508_342_766),
         "what is published, and what is said and kept of it"
     );
+}
+
+#[test]
+fn a_pool_that_was_contended_counts_as_such_for_some_ticks_more() {
+    let mut run = Run::new(State::default());
+    run.settle();
+    let contended = |tick: &Tick| {
+        let pool = &tick.pools[&PoolId::new("pool")];
+        (pool.level.is_some(), pool.contended)
+    };
+    let last = [run.report("n1", 3), run.report("n2", 1)];
+    let calm = (0..10).map(|_| contended(&run.idle(&last))).find(|(level, _)| !level).unwrap();
+    assert_eq!(calm, (false, true), "the first tick on which all demands fit");
+    let later = (0..10).map(|_| contended(&run.idle(&last))).last().unwrap();
+    assert_eq!(later, (false, false));
+}
+
+#[test]
+fn a_guarantee_is_what_the_table_says_when_the_level_is_below_it() {
+    let mut guaranteed = Policy::clone(&policy("a", Limit::Unlimited));
+    let model = guaranteed.models.get_mut(&ModelId::new("m")).unwrap();
+    // 2,500 a second of 4,000; by weight starter would get a third.
+    model.tiers.insert(TierId::new("starter"), grant(2, 150_000, Limit::Unlimited));
+    let mut run = Run { controller: Controller::new(Arc::new(guaranteed), State::default()), tick: 0 };
+    assert_eq!(limit(&run.settle(), "starter"), 150_000);
+}
+
+#[test]
+fn the_last_priority_leaves_more_room_than_the_second() {
+    let mut three = Policy::clone(&policy("a", Limit::Unlimited));
+    let model = three.models.get_mut(&ModelId::new("m")).unwrap();
+    model.tiers.insert(TierId::new("free"), grant(3, 600, Limit::Unlimited));
+    let mut run = Run { controller: Controller::new(Arc::new(three), State::default()), tick: 0 };
+    let tick = run.settle();
+    let waiting = |tier: &str| tick.table.row("m", tier).unwrap().yields.waiting;
+    assert!(waiting("free") > waiting("starter") && waiting("starter") > 0, "{}", waiting("free"));
 }

@@ -18,7 +18,7 @@ pub use decision::{Decision, Motion, Reason};
 use crate::estimate::Estimate;
 use crate::estimate::Freshness;
 use crate::estimate::PoolDemand;
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::unit::Instant;
 
 /// Publish and scrape delay beyond the interval: one feedback delay is `interval + DELAY`.
@@ -102,18 +102,19 @@ impl Law {
         self.learn(estimate, demand);
         let threshold = self.waiting_threshold(context, estimate, demand);
         let (budget, motion, reason) = self.awake(context, estimate, demand, threshold);
-        let floor = (FLOOR * self.best).max(1.0);
+        let floor = if without("floor") { 1.0 } else { (FLOOR * self.best).max(1.0) };
         let budget = budget.max(floor);
         self.budget = Some(budget);
         let slo = context.slo.as_secs_f64();
         // While a lost pool counts no replica, one is left room for: a cap of nothing could not
         // be seen to recover.
-        let ready = estimate.ready.max(1.0);
+        let ready = estimate.ready.max(if without("last-replica-room") { 0.0 } else { 1.0 });
         let capacity = estimate.per_replica.map(|rate| rate * ready);
         // Before a measurement the budget stands in: what waits longer than that is a backlog.
         let waiting_work = WAITING_CAP_PART_OF_SLO * slo * capacity.unwrap_or(budget);
         let queue = waiting_work / self.request_work.unwrap_or(waiting_work).max(1.0);
-        let batch = estimate.running_saturated.map(|running| IN_FLIGHT_SPARE * running * ready);
+        let spare = if without("in-flight-spare") { 1.0 } else { IN_FLIGHT_SPARE };
+        let batch = estimate.running_saturated.map(|running| spare * running * ready);
         Decision {
             budget,
             motion,
@@ -166,7 +167,8 @@ impl Law {
             // Probing counts from here: from the clock's own beginning it would depend on that.
             self.cut_at = context.now;
         }
-        let paused = context.now.since(before) > PAUSED_INTERVALS * context.interval;
+        let paused =
+            context.now.since(before) > PAUSED_INTERVALS * context.interval && !without("pause-guard");
         let known = self.budget;
         let decided = self.decide(context, estimate, demand, threshold);
         match known {
@@ -186,7 +188,9 @@ impl Law {
             return (context.safe, Motion::Steer, Reason::Started);
         };
         match estimate.freshness {
+            Freshness::Held if without("hold") => {}
             Freshness::Held => return (budget, Motion::Hold, Reason::SignalsHeld),
+            Freshness::Stale if without("drift") => return (budget, Motion::Hold, Reason::SignalsHeld),
             Freshness::Stale => return self.drift(context, budget),
             Freshness::Fresh => {}
         }
@@ -194,10 +198,10 @@ impl Law {
             Ok(budget) => budget,
             Err(followed) => return followed,
         };
-        if estimate.waiting > threshold && overloaded(estimate.waiting, threshold) {
+        if estimate.waiting > threshold && overloaded(estimate.waiting, threshold) && !without("cut") {
             return self.cut(context, estimate, budget, threshold);
         }
-        let (budget, motion, reason) = if estimate.waiting > threshold / 2.0 {
+        let (budget, motion, reason) = if estimate.waiting > threshold / 2.0 && !without("dead-band") {
             let held = estimate.capacity.map_or(budget, |capacity| {
                 if estimate.waiting > threshold { budget.min(capacity) } else { budget }
             });
@@ -206,8 +210,8 @@ impl Law {
             self.clear(context, estimate, demand, budget)
         };
         match estimate.capacity {
-            Some(capacity) if budget > capacity * PROBE_MAX => {
-                (capacity * PROBE_MAX, Motion::Follow, Reason::CapacityMeasured)
+            Some(capacity) if budget > capacity * probe_max() => {
+                (capacity * probe_max(), Motion::Follow, Reason::CapacityMeasured)
             }
             _ => (budget, motion, reason),
         }
@@ -221,7 +225,7 @@ impl Law {
         }
         let keep = (-context.interval.as_secs_f64() / DRIFT_SECONDS).exp();
         let drifted = (budget * keep).max(context.safe.min(budget));
-        self.drifted = true;
+        self.drifted = !without("steer-back");
         (drifted, Motion::Steer, Reason::SignalsStale)
     }
 
@@ -234,7 +238,8 @@ impl Law {
         budget: f64,
     ) -> Result<f64, (f64, Motion, Reason)> {
         let (before, ready) = (estimate.ready_before, estimate.ready);
-        if (ready - before).abs() < 1e-9 || before <= 0.0 && estimate.capacity.is_none() {
+        let unchanged = (ready - before).abs() < 1e-9 || without("feed-forward");
+        if unchanged || before <= 0.0 && estimate.capacity.is_none() {
             return Ok(budget);
         }
         self.cool_until = context.now + context.interval + DELAY;
@@ -248,8 +253,8 @@ impl Law {
             return Ok(budget);
         };
         let least = if self.drifted { 0.0 } else { RECOVERED * capacity };
-        let gained = scaled.max(least).min(PROBE_MAX * capacity);
-        Err((gained.max(budget.min(PROBE_MAX * capacity)), Motion::Follow, Reason::CapacityGained))
+        let most = probe_max() * capacity;
+        Err((scaled.max(least).min(most).max(budget.min(most)), Motion::Follow, Reason::CapacityGained))
     }
 
     /// Significantly more wait than the SLO allows: cut to what drains the excess in `e` feedback
@@ -262,11 +267,13 @@ impl Law {
         threshold: f64,
     ) -> (f64, Motion, Reason) {
         let delay = (context.interval + DELAY).as_secs_f64();
-        let target = match estimate.capacity {
+        let target = match estimate.capacity.filter(|_| !without("anchor")) {
             Some(capacity) => {
                 let excess = estimate.waiting - threshold / 2.0;
-                let drain = excess * self.request_work.unwrap_or(0.0) / (std::f64::consts::E * delay);
-                (capacity - drain).max(STEER_DOWN * capacity)
+                let pace = if without("drain-pace") { 1.0 } else { std::f64::consts::E * delay };
+                let drain = excess * self.request_work.unwrap_or(0.0) / pace;
+                let drain = if without("severity") { capacity } else { drain };
+                (capacity - drain).max(if without("cut-bound") { 0.0 } else { STEER_DOWN * capacity })
             }
             None => {
                 let severity = (0.7 * (1.0 - threshold / estimate.waiting)).clamp(0.05, 1.0 - STEER_DOWN);
@@ -276,7 +283,7 @@ impl Law {
         if target >= budget {
             // Below what drains the queue of a measured pool a budget helps nobody: what waits then
             // came past the nodes.
-            let measured = estimate.capacity.is_some() && context.now >= self.cool_until;
+            let measured = estimate.capacity.is_some() && !self.cools(context) && !without("past-the-nodes");
             if let Some(capacity) = estimate.capacity.filter(|_| measured && self.drifted) {
                 let stepped = target.min(budget + STEER_UP * capacity);
                 return (stepped, Motion::Steer, Reason::Recovered);
@@ -284,7 +291,7 @@ impl Law {
             let motion = if measured && target > budget { Motion::Follow } else { Motion::Hold };
             return (if measured { target } else { budget }, motion, Reason::Overload);
         }
-        if context.now < self.cool_until {
+        if self.cools(context) {
             // Capacity itself is not a matter of cooling: going down to it is following.
             let followed = estimate.capacity.map_or(budget, |capacity| budget.min(capacity));
             let motion = if followed < budget { Motion::Follow } else { Motion::Hold };
@@ -305,22 +312,23 @@ impl Law {
         demand: &PoolDemand,
         budget: f64,
     ) -> (f64, Motion, Reason) {
-        if context.now < self.cool_until {
+        if self.cools(context) {
             return (budget, Motion::Hold, Reason::Cooling);
         }
+        let binding = demand.binding || without("binding-only");
         let Some(capacity) = estimate.capacity else {
-            if budget < context.safe {
+            if budget < context.safe && !without("safe-start") {
                 // It began without signals, and so below what is safe with them.
                 return (context.safe, Motion::Steer, Reason::Started);
             }
-            let used = demand.admitted.work > USED * budget;
-            if demand.binding && used {
+            let used = demand.admitted.work > USED * budget || without("used");
+            if binding && used && !without("slow-start") {
                 let growth = if bug("raise-unbounded") { 2.0 } else { SLOW_START };
                 return (budget * growth, Motion::Steer, Reason::SlowStart);
             }
             return (budget, Motion::Hold, Reason::NotBinding);
         };
-        if budget < RECOVERED * capacity {
+        if budget < RECOVERED * capacity && !without("recovery") {
             if self.drifted {
                 let stepped = (budget + STEER_UP * capacity).min(RECOVERED * capacity);
                 return (stepped, Motion::Steer, Reason::Recovered);
@@ -328,12 +336,18 @@ impl Law {
             return (RECOVERED * capacity, Motion::Follow, Reason::Recovered);
         }
         self.drifted = false;
-        if !demand.binding {
+        if !binding || without("probing") {
             return (budget, Motion::Hold, Reason::NotBinding);
         }
-        let probed = self.cubic(context, capacity).max(budget);
-        let bounded = probed.min(budget + STEER_UP * capacity).min(PROBE_MAX * capacity).max(budget);
+        let step = budget + STEER_UP * capacity;
+        let probed = if without("cubic") { step } else { self.cubic(context, capacity) };
+        let bounded = probed.min(step).min(probe_max() * capacity).max(budget);
         (bounded, Motion::Steer, Reason::Probing)
+    }
+
+    /// Whether the last cut or replica is so young that what it did cannot be seen yet.
+    fn cools(&self, context: &Context) -> bool {
+        context.now < self.cool_until && !without("cool-down")
     }
 
     /// CUBIC (RFC 9438) in time since the last cut, scaled so that it is back after
@@ -349,9 +363,14 @@ impl Law {
 
 /// Is `waiting` significantly above `threshold`, for arrivals that come in bursts?
 fn overloaded(waiting: f64, threshold: f64) -> bool {
-    let count = (waiting / DISPERSION) as u64;
-    Poisson::new(threshold / DISPERSION)
-        .is_ok_and(|poisson| poisson.sf(count.saturating_sub(1)) < SIGNIFICANT)
+    let dispersion = if without("dispersion") { 1.0 } else { DISPERSION };
+    let count = (waiting / dispersion) as u64;
+    let poisson = Poisson::new(threshold / dispersion);
+    poisson.is_ok_and(|poisson| poisson.sf(count.saturating_sub(1)) < SIGNIFICANT) || without("significance")
+}
+
+fn probe_max() -> f64 {
+    if without("probe-bound") { 1e9 } else { PROBE_MAX }
 }
 
 #[cfg(test)]

@@ -209,3 +209,30 @@ fn waiting_room_is_the_slo_worth_of_capacity() {
     let unknown = at(1000.0).step(&context(5), &unmeasured(4.0), &demand(1000.0, false));
     assert_eq!((unknown.waiting_work, unknown.in_flight), (0.75 * 1000.0, None));
 }
+
+#[test]
+fn a_burst_of_a_few_requests_more_than_poisson_allows_is_no_overload() {
+    // Of arrivals that come one by one 28 where 16 are expected would be significant.
+    let some = Estimate { waiting: 28.0, ..estimate(4.0) };
+    let decision = at(4000.0).step(&context(5), &some, &demand(4000.0, true));
+    assert_eq!(decision.reason, Reason::Backlogged);
+}
+
+#[test]
+fn a_probe_comes_back_to_where_it_was_cut_slowly_and_goes_on_from_there() {
+    let cut_at = context(5).now;
+    let mut law = Law { cut_from: 4000.0, cut_to: 0.97 * 4000.0, cut_at, ..at(3900.0) };
+    let soon = law.step(&context(7), &estimate(4.0), &demand(3900.0, true));
+    assert_eq!(soon.reason, Reason::Probing);
+    assert!((3900.0..4000.0).contains(&soon.budget), "{} after 4 s", soon.budget);
+    let later = (8..=11).map(|tick| law.step(&context(tick), &estimate(4.0), &demand(3900.0, true)).budget);
+    let later = later.last().unwrap();
+    assert!((4000.0..4040.0).contains(&later), "{later} after 12 s");
+}
+
+#[test]
+fn before_the_first_backlog_a_lost_replica_is_followed_too() {
+    let halved = Estimate { ready_before: 4.0, ..unmeasured(2.0) };
+    let decision = at(4000.0).step(&context(5), &halved, &demand(1000.0, false));
+    assert_eq!((decision.budget, decision.reason), (2000.0, Reason::CapacityLost));
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::enforce::bucket::{GRAINS, Rate};
 use crate::enforce::ticket::{Limits, Scope};
+use crate::planted::without;
 use crate::unit::{Dimension, Instant, Limit, NodeId, PPM};
 use crate::wire::table::Share;
 use crate::wire::{Entry, Held, Pinned, PoolEntry};
@@ -85,7 +86,7 @@ impl Portion {
     /// `whole`: what arrives in a part varies less than the part is smaller, by its root.
     fn window(self, whole: Duration) -> Duration {
         let part = (f64::from(self.ppm) / f64::from(PPM)).max(1e-4);
-        whole.div_f64(part.sqrt())
+        if without("window-root") { whole } else { whole.div_f64(part.sqrt()) }
     }
 
     /// A tier's limit in force `now`.
@@ -117,7 +118,8 @@ impl Allowance {
             // A small key on a node with a small share still gets one unit a minute.
             micro = micro.max(u128::from(PPM));
         }
-        let window = if scope == Scope::Tier { portion.window(TIER_WINDOW) } else { MINUTE };
+        let whole = if without("tier-window") { Duration::from_secs(1) } else { TIER_WINDOW };
+        let window = if scope == Scope::Tier { portion.window(whole) } else { MINUTE };
         Some(Allowance::holding(dimension, limit, micro, window))
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::estimate::replicas::{ReplicaRate, Seen};
 use crate::estimate::trust;
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::policy::OutputCost;
 
 const GAIN_BUSY: f64 = 0.3;
@@ -62,17 +62,18 @@ struct Regression {
 
 impl Capacity {
     pub fn update(&mut self, cost: OutputCost, seen: &Seen) {
-        if seen.unsettled {
+        if seen.unsettled && !without("settled-only") {
             return;
         }
-        let busy: Vec<ReplicaRate> = seen.rates.iter().filter(|rate| rate.busy).copied().collect();
+        let counts = |rate: &&ReplicaRate| rate.busy || without("backlog-only");
+        let busy: Vec<ReplicaRate> = seen.rates.iter().filter(counts).copied().collect();
         let running: Vec<f64> = seen.rates.iter().filter_map(|rate| rate.running).collect();
         let running = if seen.replicas >= trust::QUORUM {
             trust::middle(running, seen.replicas)
         } else {
             running.into_iter().reduce(f64::max)
         };
-        let backlogged = seen.backlogged && !busy.is_empty();
+        let backlogged = (seen.backlogged || without("backlog-only")) && !busy.is_empty();
         // What it was seen running it can run, backlog or not; without any, nothing is capped.
         if backlogged || self.running_saturated.is_some() {
             self.running_saturated = match (self.running_saturated, running) {
@@ -85,12 +86,12 @@ impl Capacity {
         let (rates, doubted) = self.quarantined(shown, backlogged, output_cost);
         let Some(sample) = median(&rates, seen.replicas) else { return };
         if backlogged {
-            let full = running >= self.running_saturated.map(|most| FULL * most);
+            let full = running >= self.running_saturated.map(|most| FULL * most) || without("full-batch");
             self.busy(sample, output_cost, doubted, if full { GAIN_BUSY } else { GAIN_IDLE });
             self.learned.add(sample);
         } else if let Some(rates) = &mut self.rates {
             let (known, shown) = (rates.work(output_cost), sample.work(output_cost));
-            if shown > known * IDLE_EXCESS {
+            if shown > known * IDLE_EXCESS && !without("idle-raise") {
                 rates.approach(sample, GAIN_IDLE);
             }
         }
@@ -107,6 +108,9 @@ impl Capacity {
     ) -> (Vec<ReplicaRate>, bool) {
         let Some(most) = self.most(output_cost) else { return (rates, false) };
         let high = |rate: &ReplicaRate| rate.input + output_cost * rate.output > most;
+        if without("quarantine") {
+            return (rates, false);
+        }
         if rates.is_empty() || !rates.iter().all(high) {
             self.implausible_ticks = 0;
             rates.retain(|rate| !high(rate) || bug("liar-believed"));

@@ -14,7 +14,7 @@ use crate::estimate::trust::{self, Fallen, Witness};
 use crate::observe::Outcome;
 use crate::observe::PoolRound;
 use crate::observe::Signals;
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::unit::Instant;
 use crate::unit::ReplicaId;
 
@@ -260,6 +260,7 @@ impl Fleet {
             let weight = match () {
                 // A replica that came back counts from its second scrape on, or later.
                 () if replica.up_scrapes < self.fallen.returns_after(id) && !first => 0.0,
+                () if without("silent-half") => 1.0,
                 () if seen && age > HELD_INTERVALS * interval => SILENT_WEIGHT,
                 () => 1.0,
             };
@@ -273,6 +274,7 @@ impl Fleet {
         let shown: f64 = self.weights(now, interval, first).map(|(_, weight)| weight).sum();
         self.started |= first;
         let steep = shown < self.ready * FALL_ON_ONE_SIGN;
+        let errors_confirm = errors_confirm && !without("second-sign");
         let next = if steep && !errors_confirm && !bug("no-decrease-bound") {
             self.ready * FALL_ON_ONE_SIGN
         } else {
@@ -300,7 +302,7 @@ impl Fleet {
             counted += if is_fresh(replica) { weight } else { 0.0 };
         }
         // Who is not seen is taken to be like those who are: load does not fall by looking away.
-        let unseen = if counted > 0.0 { all / counted } else { 1.0 };
+        let unseen = if counted > 0.0 && !without("unseen-alike") { all / counted } else { 1.0 };
         let sum = |signal: fn(&Signals) -> Option<f64>| {
             unseen * trust::bounded_sum(fresh().filter_map(|replica| signal(&replica.signals)).collect())
         };

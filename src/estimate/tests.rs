@@ -132,6 +132,47 @@ fn an_idle_pool_teaches_nothing_unless_it_delivers_more() {
     assert!(estimate.per_replica.is_some_and(|rate| rate > 950.0), "{:?}", estimate.per_replica);
 }
 
+/// Each of some replicas: what it has done so far, and how many requests it runs.
+fn doing(count: usize, tick: u64, input: f64, running: f64) -> Vec<Reading> {
+    let replica = |name: usize| {
+        let mut reading = up(&format!("r{name}"), tick, input, 200.0 * tick as f64, 5.0);
+        if let Outcome::Up(signals) = &mut reading.outcome {
+            signals.running = Some(running);
+        }
+        reading
+    };
+    (0..count).map(replica).collect()
+}
+
+#[test]
+fn between_two_batches_a_replica_says_little_of_what_it_can_do() {
+    let mut told = Told::default();
+    for _ in 0..5 {
+        told.busy(2);
+    }
+    // A quarter of the batch, and half of the work.
+    let estimate = told.round(false, |tick| doing(2, tick, 1000.0 * 5.0, 2.0));
+    let known = estimate.per_replica.unwrap();
+    assert!((800.0..900.0).contains(&known), "{known} was 900");
+}
+
+#[test]
+fn while_the_fleet_changes_its_rates_teach_nothing() {
+    let mut told = Told::default();
+    for _ in 0..5 {
+        told.busy(4);
+    }
+    // One is gone; what the others did meanwhile was not done by three.
+    for (since, known) in [(1.0, 900.0), (2.0, 900.0)] {
+        let estimate = told.round(true, |tick| {
+            let mut readings = doing(3, tick, 1000.0 * 5.0 + 4000.0 * since, 8.0);
+            readings.push(down("r3", tick));
+            readings
+        });
+        assert_eq!((estimate.ready, estimate.per_replica), (3.0, Some(known)));
+    }
+}
+
 #[test]
 fn a05_a_counter_that_was_reset_shows_no_rate() {
     let mut told = Told::default();
@@ -308,6 +349,19 @@ fn demand_is_the_difference_of_two_reports_on_the_nodes_own_clock() {
     assert_eq!(again.admitted.work, 3000.0, "a replayed report says nothing new");
     let (restarted, _) = hear(&mut nodes, 4, &[report(1, 8, 500, 0)]);
     assert_eq!(restarted.admitted.work, 500.0, "a new process counts from zero");
+}
+
+#[test]
+fn what_is_offered_is_smoothed_so_that_one_interval_moves_no_tier() {
+    let mut nodes = Nodes::default();
+    let mut offered = 0;
+    for tick in 1..=20 {
+        offered += 2000;
+        hear(&mut nodes, tick, &[report(2 * tick, 7, offered, 0)]);
+    }
+    let (row, pool) = hear(&mut nodes, 21, &[report(42, 7, offered + 20_000, 0)]);
+    assert!((3000.0..6000.0).contains(&row.offered), "{} of 1,000 and once 10,000", row.offered);
+    assert!((3000.0..6000.0).contains(&pool.nodes[0].offered), "{}", pool.nodes[0].offered);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Signals;
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::unit::{Instant, MAX_FINITE, ReplicaId};
 
 /// Part of the known replicas that must be seen for the pool to count as seen; below it neither
@@ -112,6 +112,10 @@ impl Fallen {
     /// Scrapes running in which it must answer before it counts.
     pub fn returns_after(&self, id: &ReplicaId) -> u32 {
         let times = self.0.get(id).map_or(0, |falls| falls.times);
+        if without("second-scrape") {
+            return 1;
+        }
+        let times = if without("flap-doubling") { 0 } else { times };
         RETURNS_AFTER << times.saturating_sub(1).min(RETURNS_DOUBLINGS)
     }
 }

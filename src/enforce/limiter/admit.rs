@@ -12,7 +12,7 @@ use crate::enforce::slot::{Basis, Terms, View};
 use crate::enforce::ticket::{
     Costs, JobSlot, KeyId, KeySlot, Places, Refusal, RefusalReason, Request, Scope, Ticket,
 };
-use crate::planted::bug;
+use crate::planted::{bug, without};
 use crate::unit::{Instant, Limit};
 use crate::wire::{Held, Yields};
 
@@ -274,7 +274,10 @@ impl Shared<'_> {
         let share = party.terms.share?;
         let meters = self.tier.as_mut()?;
         let crowded = self.pool.as_ref().is_some_and(|pool| pool.is_crowded(pool_limits, row.yields));
-        if !crowded && !meters.is_contended(view.now, tier, row.unit.dimension()) {
+        if !without("share-when-crowded")
+            && !crowded
+            && !meters.is_contended(view.now, tier, row.unit.dimension())
+        {
             return None;
         }
         keys.state(&party.name, party.place).0.test_share(share, work, view)

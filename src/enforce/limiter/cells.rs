@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::enforce::bucket::Bucket;
 use crate::enforce::meters::Meters;
 use crate::enforce::ticket::{Cap, Settlement};
+use crate::planted::without;
 use crate::unit::{Instant, Limit, ModelId, PPM, PoolId, TierId};
 use crate::wire::{PoolUsage, Work, Yields};
 
@@ -136,9 +137,15 @@ impl PoolState {
         let yields = if due { Yields::default() } else { yields };
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);
-        if let Limit::Finite(cap) = limits.waiting_work {
+        if let Limit::Finite(cap) = limits.waiting_work
+            && !without("waiting-cap")
+        {
             let part = (u128::from(cap) * left(yields.waiting) / whole) as f64;
-            let spread = limits.portion.others() * (part * self.wait.request()).sqrt();
+            let spread = if without("waiting-spread") {
+                0.0
+            } else {
+                limits.portion.others() * (part * self.wait.request()).sqrt()
+            };
             // A pool that was never full has to be, once, to be measured.
             let uncut = due || limits.in_flight == Limit::Unlimited;
             let room = (part + spread) * self.wait.stretch(now, limits.slo, uncut);
@@ -146,11 +153,17 @@ impl PoolState {
                 return Some(Cap::WaitingWork);
             }
         }
-        if let Limit::Finite(cap) = limits.in_flight {
+        if let Limit::Finite(cap) = limits.in_flight
+            && !without("in-flight-cap")
+        {
             let part = (u128::from(cap) * left(yields.in_flight)).div_ceil(whole) as f64;
-            let spread = limits.portion.others() * IN_FLIGHT_SPREAD * part.sqrt();
+            let spread = if without("in-flight-spread") {
+                0.0
+            } else {
+                limits.portion.others() * IN_FLIGHT_SPREAD * part.sqrt()
+            };
             // A tier that yields everything but one slot of a living pool is not shut out.
-            let least = if cap > 0 && limits.portion.ppm() > 0 { 1.0 } else { 0.0 };
+            let least = if cap > 0 && limits.portion.ppm() > 0 && !without("one-slot") { 1.0 } else { 0.0 };
             if self.in_flight as f64 >= f64::max(part + spread, least) {
                 return Some(Cap::InFlight);
             }

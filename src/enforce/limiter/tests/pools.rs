@@ -187,3 +187,13 @@ fn f02_a_restored_table_is_steered_toward_safe_at_once() {
     limiter.offer(table(8, &[(RPM, only(60_000, M))]), at(100.0)).unwrap();
     assert_eq!(drain(&limiter, at(100.0), &request("a", 1)), 4_000);
 }
+
+#[test]
+fn a_tier_that_yields_all_of_a_pool_still_has_one_slot_of_it() {
+    let mut capped = table(1, &[]);
+    pool_of(&mut capped).in_flight = Limit::Finite(4);
+    capped.rows[1].yields.in_flight = PPM;
+    let limiter = limiter(capped);
+    let _held = admitted(limiter.admit(START, &request("b", 1)));
+    refused(limiter.admit(START, &request("b", 1)));
+}
