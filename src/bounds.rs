@@ -326,6 +326,10 @@ bounds! {
         PROVIDER_PAUSE_MAX: Duration, time = Duration::from_secs(60), "asked again";
         /// Pause of a provider that refuses for money and does not say until when.
         PROVIDER_PARK: Duration, time = Duration::from_secs(300), "asked again";
+        /// Longest that a pace is kept of a provider that states no limits and does not refuse any more.
+        PROVIDER_PACE_QUIET: Duration, time = Duration::from_secs(600), "asked as fast as anybody asks";
+        /// Fastest pace of such a provider, requests a second.
+        PROVIDER_PACE_MAX: u32, count = 1_000_000, "no pace is faster";
         /// Most failures of a provider in a row.
         PROVIDER_FAILURES_MAX: u32, count = 3, "it pauses as one that refuses";
         /// Most limits remembered of what a provider says about one model.

@@ -19,6 +19,7 @@ use crate::enforce::meters::{Amounts, Meters, Over};
 use crate::enforce::provider::attempt::{Attempt, actual};
 use crate::enforce::provider::fields::Reading;
 use crate::enforce::provider::learn::{Class, Lesson};
+use crate::enforce::provider::pace::Pace;
 use crate::enforce::ticket::Settlement;
 use crate::unit::{Instant, ModelId, ProviderId};
 use crate::wire::usage::{Hold, LearnedLimit, LimitWindow, ProviderUsage, Quantity};
@@ -59,6 +60,8 @@ struct Line {
     /// A hold was, and no request has been served since; when the last one was sent to find out.
     trial: Option<Option<Instant>>,
     readings: BTreeMap<(Quantity, LimitWindow), (Reading, Instant)>,
+    /// Where it states nothing.
+    pace: Pace,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +82,11 @@ impl Providers {
         let Some(line) = provider.lines.get(model) else { return Readiness::Ready };
         match (line.held, line.trial) {
             (Some(Held { until, why, .. }), _) if until > now => Readiness::Held { until, why },
-            (_, Some(Some(sent))) if now.since(sent) < PROVIDER_PAUSE_MAX => Readiness::OnTrial,
-            _ => Readiness::Ready,
+            (_, trial) => match (line.pace.held_until(now), trial) {
+                (Some(until), _) => Readiness::Held { until, why: Hold::Limited },
+                (_, Some(Some(sent))) if now.since(sent) < PROVIDER_PAUSE_MAX => Readiness::OnTrial,
+                _ => Readiness::Ready,
+            },
         }
     }
 
@@ -113,8 +119,9 @@ impl Providers {
         let provider = self.0.entry(name.clone()).or_default();
         let charged = provider.meters.charge(now, limits, amounts);
         provider.counts.attempts = provider.counts.attempts.saturating_add(1);
-        if let Some(trial) = provider.lines.get_mut(model).and_then(|line| line.trial.as_mut()) {
-            *trial = Some(now);
+        if let Some(line) = provider.lines.get_mut(model) {
+            line.pace.sent(now);
+            line.trial = line.trial.map(|_| Some(now));
         }
         Attempt { provider: name, limits: limits.into(), charged, reserved: *amounts }
     }
@@ -222,6 +229,10 @@ impl Line {
                 self.readings.insert(key, (*reading, now));
             }
         }
+        // Who states its limits is asked by them.
+        if lesson.readings.iter().any(|reading| reading.limit.or(reading.remaining).is_some()) {
+            self.pace = Pace::default();
+        }
         // What was sent before the hold began says nothing new of it.
         let news = self.held.is_none_or(|held| sent >= held.since);
         let stated = lesson.wait.filter(|wait| !wait.is_zero());
@@ -235,6 +246,9 @@ impl Line {
                 }
             }
             Class::Quota => {
+                if stated.is_none() {
+                    self.pace.refused(now, news);
+                }
                 let pause = stated.unwrap_or_else(|| self.pause(news));
                 self.hold(now, pause, Hold::Limited);
                 self.trial = Some(None);
@@ -381,6 +395,45 @@ mod tests {
         // A day's quota is one model's.
         desk.hears(0.0, Class::Period, Some(3_600));
         assert_eq!((desk.held(0.0, "m"), desk.held(0.0, "x")), (Some((3_600.0, Hold::Exhausted)), None));
+    }
+
+    #[test]
+    fn who_states_nothing_is_asked_at_the_pace_it_served_and_who_states_its_limits_by_them() {
+        let reading = Reading {
+            quantity: Quantity::Requests,
+            window: LimitWindow::Minute,
+            limit: Some(600),
+            remaining: Some(300),
+            reset: None,
+        };
+        let stating = Lesson { class: Class::Served, wait: None, readings: vec![reading] };
+        for (wait, states, paced) in [(None, false, true), (Some(1), false, false), (None, true, false)] {
+            let mut desk = Desk::new();
+            // A served one makes it known.
+            desk.hears(0.0, Class::Served, None);
+            for request in 0..40 {
+                desk.hears(0.1 + f64::from(request) / 20.0, Class::Served, None);
+            }
+            desk.hears(2.1, Class::Quota, wait);
+            assert_eq!(desk.held(2.2, "m"), Some((0.9, Hold::Limited)));
+            desk.hears(3.2, Class::Served, None);
+            if states {
+                desk.0.learn(at(3.2), at(3.2), &desk.1, &"m".into(), &stating);
+            }
+            let mut asked = 0;
+            while desk.held(4.0, "m").is_none() && asked < 100 {
+                desk.hears(4.0, Class::Served, None);
+                asked += 1;
+            }
+            let pause = desk.held(4.0, "m");
+            match paced {
+                true => assert!((5..=12).contains(&asked) && pause.unwrap().0 < 0.2, "{asked} {pause:?}"),
+                false => assert_eq!((asked, pause), (100, None)),
+            }
+            assert_eq!(desk.held(4.0, "other"), None, "one model's");
+            desk.0.release();
+            assert_eq!(desk.held(4.0, "m"), None, "a reload is a new try");
+        }
     }
 
     #[test]
