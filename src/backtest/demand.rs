@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::observe::matrix::{Matrix, Window};
+use crate::observe::matrix::{Labels, Matrix, Window};
 use crate::observe::promql::PART;
 use crate::unit::{ModelId, NodeId, PoolId, TierId};
 use crate::wire::table::SCHEMA;
@@ -150,7 +150,7 @@ fn steps(matrices: &Matrices, window: Window) -> Vec<Step> {
 // === impl Seen ===
 
 impl Seen {
-    fn take(&mut self, metric: &str, labels: &BTreeMap<String, String>, value: f64) {
+    fn take(&mut self, metric: &str, labels: &Labels, value: f64) {
         let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
         let count = value.max(0.0) as u64;
         if label(PART) == "at" {

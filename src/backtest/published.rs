@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::observe::matrix::{Matrix, Window};
+use crate::observe::matrix::{Labels, Matrix, Window};
 use crate::policy::Policy;
 use crate::unit::{Dimension, Limit, ModelId, NodeId, PPM, PoolId, TierId, WorkUnit};
 use crate::wire::table::SCHEMA;
@@ -15,7 +15,6 @@ pub const SHARES: &str = "tidegate_publish_node_share_ratio";
 pub const GUARANTEES: &str = "tidegate_allocate_guarantee_work_per_second";
 pub const POLICY: &str = "tidegate_policy_info";
 
-type Labels = BTreeMap<String, String>;
 type Name = (ModelId, TierId);
 
 /// The last table that can be told from metrics; what a step does not say stays.

@@ -209,11 +209,10 @@ impl<A: FnMut(&str, Window) -> Result<Matrix, String>> Iterator for Scraped<A> {
     type Item = Result<Recorded, ScrapedError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ready.is_empty() && self.next < self.steps && !self.failed {
-            if let Err(reason) = self.window() {
-                self.failed = true;
-                return Some(Err(ScrapedError::Server(reason)));
-            }
+        let wanted = self.ready.is_empty() && self.next < self.steps && !self.failed;
+        if wanted && let Err(reason) = self.window() {
+            self.failed = true;
+            return Some(Err(ScrapedError::Server(reason)));
         }
         self.ready.pop_front().map(Ok)
     }

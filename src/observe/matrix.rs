@@ -18,13 +18,18 @@ pub struct Window {
     pub steps: u32,
 }
 
+pub type Labels = BTreeMap<String, String>;
+
+/// Every series that has a value at one step.
+pub type AtStep<'a> = Vec<(&'a Labels, f64)>;
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matrix(pub Vec<Series>);
 
 /// One series, with its value at the steps that have one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Seconds since 1970, and the value.
     pub values: Vec<(f64, f64)>,
 }
@@ -45,7 +50,7 @@ struct Data {
 
 #[derive(Deserialize)]
 struct Raw {
-    metric: BTreeMap<String, String>,
+    metric: Labels,
     values: Vec<(f64, String)>,
 }
 
@@ -96,7 +101,7 @@ impl Matrix {
     }
 
     /// Every series' value at each step.
-    pub fn by_step(&self, window: Window) -> Vec<Vec<(&BTreeMap<String, String>, f64)>> {
+    pub fn by_step(&self, window: Window) -> Vec<AtStep<'_>> {
         let mut steps = vec![Vec::new(); window.steps as usize];
         for series in &self.0 {
             for (at, value) in &series.values {
@@ -111,7 +116,7 @@ impl Matrix {
 
     /// What the server would have answered at each step.
     pub fn answers(&self, window: Window) -> Vec<Answer> {
-        let at_step = |(step, values): (u32, Vec<(&BTreeMap<String, String>, f64)>)| {
+        let at_step = |(step, values): (u32, AtStep<'_>)| {
             let mut answer = Answer::default();
             let at = window.at(step).as_secs_f64();
             values.into_iter().for_each(|(labels, value)| answer.add(labels, at, value));
