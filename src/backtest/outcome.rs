@@ -136,13 +136,14 @@ mod tests {
         let mut bucket = Bucket::default();
         let asked = |at| second(at, work(10, 1_000), work(2, 200));
         assert_eq!(outcome(&mut bucket, gate(60_000), gate(60_000), &asked(0)), asked(0).counts);
-        // 500 a second, of which 2.8 s fit the bucket: the 1,000 of the second before have filled
+        // 500 a second, of which 4 s fit the bucket: the 1,000 of the second before have filled
         // it, less what it drained meanwhile at the lower of both rates.
         let mut bucket = Bucket::default();
         let admitted: Vec<Work> =
             (0..5).map(|at| outcome(&mut bucket, gate(60_000), gate(30_000), &asked(at)).admitted).collect();
-        // 1,400 of depth: 500 more than drains, twice, then 400 more, then what drains.
-        assert_eq!(admitted, [work(10, 1_000), work(10, 1_000), work(9, 900), work(5, 500), work(5, 500)]);
+        // 2,000 of depth: 500 more than drains, four times, then what drains.
+        let whole = work(10, 1_000);
+        assert_eq!(admitted, [whole, whole, whole, whole, work(5, 500)]);
         let counts = outcome(&mut bucket, gate(60_000), gate(30_000), &asked(5));
         assert_eq!((counts.refused_tier, counts.refused_limit), (work(7, 700), work(7, 700)));
         assert_eq!(counts.offered, asked(5).counts.offered);
