@@ -134,6 +134,7 @@ impl PoolState {
     ///
     /// What a tier is guaranteed, `due`, gives way to nobody.
     pub fn has_no_room(&self, now: Instant, limits: &PoolLimits, yields: Yields, due: bool) -> Option<Cap> {
+        let due = due && !without("guarantee-first");
         let yields = if due { Yields::default() } else { yields };
         let left = |yields: u32| u128::from(limits.portion.ppm()) * u128::from(PPM.saturating_sub(yields));
         let whole = u128::from(PPM) * u128::from(PPM);

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::planted::without;
 use crate::unit::Instant;
 
 /// Parts of the SLO: a wait up to the first is none, from the second on a pool is used up.
@@ -64,9 +65,11 @@ impl Wait {
         }
         let waited = self.seen.max(now.seconds_since(self.since)) / slo.as_secs_f64();
         if waited > FULL {
+            let uncut = uncut || without("wait-less");
             return if uncut { 1.0 } else { (FULL / waited).max(LEAST) };
         }
         let calm = ((FULL - waited) / (FULL - CALM)).min(1.0);
+        let calm = if without("wait-more") { 0.0 } else { calm };
         1.0 + (MOST - 1.0) * calm
     }
 }

@@ -197,3 +197,15 @@ fn a_tier_that_yields_all_of_a_pool_still_has_one_slot_of_it() {
     let _held = admitted(limiter.admit(START, &request("b", 1)));
     refused(limiter.admit(START, &request("b", 1)));
 }
+
+#[test]
+fn what_a_tier_is_guaranteed_gives_way_to_nobody() {
+    let mut capped = table(1, &[]);
+    pool_of(&mut capped).waiting_work = Limit::Finite(100);
+    let limits = &mut capped.rows[1].limits;
+    limits.entry(TPM).and_modify(|entry| entry.guarantee = Limit::Finite(6_000));
+    let limiter = limiter(capped);
+    // Tier b yields half of the room but for what it is guaranteed: it has all of it.
+    let _held: Vec<_> = (0..10).map(|_| admitted(limiter.admit(START, &request("b", 1)))).collect();
+    refused(limiter.admit(START, &request("b", 1)));
+}
