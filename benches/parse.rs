@@ -6,7 +6,7 @@
 //! (`prometheus-parse`) drops every line with one. The time to find all line feeds, and to know that
 //! all is UTF-8, is the bound of whoever looks at every line. Exits with 1 below 1 GB/s, or where a
 //! damaged page is not refused with the strict reader's own words.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
 
 use std::hint::black_box;
 use std::process::ExitCode;

@@ -378,7 +378,7 @@ impl Shaken {
         let model = |at: usize| {
             let tiers = tiers().map(|(tier, grant)| (TierId::new(tier), grant)).collect();
             let mut model = ModelPolicy::new(PoolId::new(format!("pool-{}", at % 3)), tiers);
-            model.size = (at % 4 != 0).then_some(at as u64 % 5);
+            model.size = (!at.is_multiple_of(4)).then_some(at as u64 % 5);
             (ModelId::new(format!("m-{at:02}")), model)
         };
         let one = policy("a", Limit::Unlimited);

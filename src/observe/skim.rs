@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn some(name: &str) -> bool {
-        name.len() % 7 == 0
+        name.len().is_multiple_of(7)
     }
 
     #[test]
