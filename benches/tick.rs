@@ -150,7 +150,7 @@ impl Fleet {
         for report in &mut reports {
             report.uptime_ms = 2_000 * self.tick;
             for at in 0..report.rows.len() {
-                let load = if at / TIERS % 4 == 0 { 1.4 } else { 0.7 };
+                let load = if (at / TIERS).is_multiple_of(4) { 1.4 } else { 0.7 };
                 let offered = (even * load * (0.6 + 0.8 * self.draw())) as u64;
                 let row = &mut report.rows[at];
                 let add = |to: &mut Work, work: u64| *to = to.plus(Work { requests: work / 900 + 1, work });
