@@ -218,12 +218,17 @@ impl Controller {
         let pool_of = |model: &ModelId| policy.models.get(model).map(|model| model.pool.clone());
         self.state.nodes.update(now, interval, &round.usage, pool_of);
         let mut rows = self.rows(now, &policy);
+        let asked = policy.pools.keys().map(|id| {
+            let rows = rows.get(id).map_or(&[][..], |rows| &rows.ticks);
+            (id, rows.iter().map(|row| &row.demand))
+        });
+        let demands = self.state.nodes.pools(now, interval, asked);
         let mut pools = BTreeMap::new();
-        for (id, pool) in &policy.pools {
+        for ((id, pool), demand) in policy.pools.iter().zip(demands) {
             let absent = PoolRound::default();
             let round = round.pools.get(id).unwrap_or(&absent);
             let rows = rows.remove(id).unwrap_or_default();
-            pools.insert(id.clone(), self.tick_pool(now, id, pool, round, rows));
+            pools.insert(id.clone(), self.tick_pool(now, (id, pool), round, rows, demand));
         }
         let (table, changed) = self.seal(&pools);
         Tick { now, table, changed, pools }
@@ -232,15 +237,13 @@ impl Controller {
     fn tick_pool(
         &mut self,
         now: Instant,
-        id: &PoolId,
-        pool: &PoolPolicy,
+        (id, pool): (&PoolId, &PoolPolicy),
         round: &PoolRound,
         rows: PoolRows<'_>,
+        demand: PoolDemand,
     ) -> PoolTick {
         let PoolRows { ticks: mut rows, stated } = rows;
         let interval = self.policy.interval;
-        let demands = rows.iter().map(|row| &row.demand);
-        let demand = self.state.nodes.pool(now, interval.as_secs_f64(), id, demands);
         if pool.is_fixed() {
             return fixed::tick(&self.policy, demand, rows);
         }

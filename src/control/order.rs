@@ -46,19 +46,18 @@ pub fn keep(policy: &Policy, rows: &mut [Row]) {
     // By model, as rows are sorted.
     for rows in rows.chunk_by_mut(|a, b| a.model == b.model) {
         let Some(model) = rows.first().and_then(|row| policy.models.get(&row.model)) else { continue };
-        let mut order: Vec<(&Grant, usize)> = Vec::with_capacity(rows.len());
-        for (at, row) in rows.iter().enumerate() {
-            order.extend(model.tiers.get(&row.tier).map(|grant| (grant, at)));
-        }
-        order.sort_by_key(|(grant, _)| grant.priority);
         let dimension = moved(policy, &model.pool);
-        for (place, (grant, at)) in order.iter().enumerate() {
-            let above = order
-                .iter()
-                .take(place)
-                .filter(|(above, _)| above.priority < grant.priority && is_above(above, grant));
-            let least = above.filter_map(|(_, at)| limit(rows.get(*at)?, dimension)).min();
-            lower(rows.get_mut(*at), dimension, least);
+        let mut order: Vec<(&Grant, usize, Option<Limit>)> = Vec::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            order.extend(model.tiers.get(&row.tier).map(|grant| (grant, at, limit(row, dimension))));
+        }
+        order.sort_by_key(|(grant, ..)| grant.priority);
+        for place in 0..order.len() {
+            let (above, rest) = order.split_at_mut(place);
+            let Some((grant, at, own)) = rest.first_mut() else { continue };
+            let above =
+                above.iter().filter(|(above, ..)| above.priority < grant.priority && is_above(above, grant));
+            lower(rows.get_mut(*at), dimension, own, above.filter_map(|(.., limit)| *limit).min());
         }
     }
     smaller_first(policy, rows);
@@ -76,11 +75,15 @@ fn smaller_first(policy: &Policy, rows: &mut [Row]) {
     for ((pool, _), mut models) in sized {
         let dimension = moved(policy, &pool);
         models.sort_by_key(|(size, ..)| *size);
+        let own = |(.., at): &(u64, &Grant, usize)| rows.get(*at).and_then(|row| limit(row, dimension));
+        let mut limits: Vec<Option<Limit>> = models.iter().map(own).collect();
         for (place, (size, grant, at)) in models.iter().enumerate() {
-            let smaller = models.iter().take(place);
-            let smaller = smaller.filter(|(other, above, _)| other < size && is_above(above, grant));
-            let least = smaller.filter_map(|(.., at)| limit(rows.get(*at)?, dimension)).min();
-            lower(rows.get_mut(*at), dimension, least);
+            let (smaller, rest) = limits.split_at_mut(place);
+            let Some(own) = rest.first_mut() else { continue };
+            let smaller = models.iter().zip(smaller);
+            let smaller = smaller.filter(|((other, above, _), _)| other < size && is_above(above, grant));
+            let least = smaller.filter_map(|(_, limit)| *limit).min();
+            lower(rows.get_mut(*at), dimension, own, least);
         }
     }
 }
@@ -102,10 +105,15 @@ fn limit(row: &Row, dimension: Dimension) -> Option<Limit> {
     row.limits.get(&dimension).map(|entry| entry.tier_limit)
 }
 
-fn lower(row: Option<&mut Row>, dimension: Dimension, to: Option<Limit>) {
-    let (Some(row), Some(to)) = (row, to) else { return };
+/// Lowers a row's limit, and `own`, which is the same number.
+fn lower(row: Option<&mut Row>, dimension: Dimension, own: &mut Option<Limit>, to: Option<Limit>) {
+    let (Some(row), Some(to), Some(own)) = (row, to, own.as_mut()) else { return };
+    if to >= *own {
+        return;
+    }
+    *own = to;
     if let Some(entry) = row.limits.get_mut(&dimension) {
-        entry.tier_limit = entry.tier_limit.min(to);
+        entry.tier_limit = to;
     }
 }
 

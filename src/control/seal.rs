@@ -4,7 +4,7 @@
 //! The version rises only when an entry changes, so entries may not twitch: a limit is republished
 //! when it falls by more than 1 % or rises by more than 3 %.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,9 +179,10 @@ fn entries(
     let mut arrived = true;
     let controlled = pool.unit.dimension();
     let stated = [&grant.tier_limits, &grant.key_limits, &grant.account_limits];
-    let dimensions: BTreeSet<&Dimension> =
-        stated.into_iter().flat_map(BTreeMap::keys).chain([&controlled]).collect();
-    for dimension in dimensions {
+    let is_there = |dimension: &&Dimension| {
+        **dimension == controlled || stated.iter().any(|limits| limits.contains_key(*dimension))
+    };
+    for dimension in Dimension::ALL.iter().filter(is_there) {
         let before = old.and_then(|row| row.limits.get(dimension));
         let of =
             |limits: &BTreeMap<Dimension, Limit>| limits.get(dimension).copied().unwrap_or(Limit::Unlimited);

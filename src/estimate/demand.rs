@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Iter;
+use std::iter::Peekable;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -210,34 +212,51 @@ impl Nodes {
         demands
     }
 
-    pub fn pool<'a>(
+    /// What was asked of each pool, in the order of their names, by the demands of its rows.
+    pub fn pools<'a, R: Iterator<Item = &'a Demand>>(
         &self,
         now: Instant,
         interval: f64,
-        pool: &PoolId,
-        rows: impl IntoIterator<Item = &'a Demand>,
-    ) -> PoolDemand {
-        let mut total = PoolDemand::default();
-        for row in rows {
-            total.offered += row.offered;
-            total.admitted.add(row.admitted);
-            total.binding |= row.refused_limit.requests > 0.0;
-        }
-        let (mut requests, mut errors) = (0u64, 0u64);
-        for (name, node) in &self.nodes {
-            let silent = now.seconds_since(node.heard_at) > HELD_INTERVALS * interval;
-            let offered = node.offered.get(pool).copied().unwrap_or(0.0);
-            total.nodes.push(NodeDemand { node: name.clone(), offered, silent });
-            if now.seconds_since(node.heard_at) <= interval * 1.5 {
-                let rate = node.pools.get(pool).copied().unwrap_or_default();
-                requests = requests.saturating_add(rate.requests);
-                errors = errors.saturating_add(rate.errors);
+        pools: impl Iterator<Item = (&'a PoolId, R)>,
+    ) -> Vec<PoolDemand> {
+        let mut nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(name, node)| {
+                let age = now.seconds_since(node.heard_at);
+                (name, age, node.offered.iter().peekable(), node.pools.iter().peekable())
+            })
+            .collect();
+        let demand = |(pool, rows): (&PoolId, R)| {
+            let mut total = PoolDemand::default();
+            for row in rows {
+                total.offered += row.offered;
+                total.admitted.add(row.admitted);
+                total.binding |= row.refused_limit.requests > 0.0;
             }
-        }
-        total.errors_significant = significant(requests, errors);
-        total.served = requests > errors;
-        total
+            let (mut requests, mut errors) = (0u64, 0u64);
+            for (name, age, offered, pools) in &mut nodes {
+                let silent = *age > HELD_INTERVALS * interval;
+                let offered = walk(offered, pool).unwrap_or(0.0);
+                total.nodes.push(NodeDemand { node: (*name).clone(), offered, silent });
+                let rate = walk(pools, pool).unwrap_or_default();
+                if *age <= interval * 1.5 {
+                    requests = requests.saturating_add(rate.requests);
+                    errors = errors.saturating_add(rate.errors);
+                }
+            }
+            total.errors_significant = significant(requests, errors);
+            total.served = requests > errors;
+            total
+        };
+        pools.map(demand).collect()
     }
+}
+
+/// Goes on to a pool in a list that is asked in its own order.
+fn walk<V: Copy>(list: &mut Peekable<Iter<'_, PoolId, V>>, pool: &PoolId) -> Option<V> {
+    while list.next_if(|(id, _)| *id < pool).is_some() {}
+    list.next_if(|(id, _)| *id == pool).map(|(_, value)| *value)
 }
 
 /// Are `errors` of `requests` more than a healthy pool has? Binomial test, one-sided.

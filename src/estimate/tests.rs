@@ -333,7 +333,8 @@ fn report(uptime: u64, instance: u64, offered: u64, errors: u64) -> UsageReport 
 fn hear(nodes: &mut Nodes, tick: u64, reports: &[UsageReport]) -> (Demand, PoolDemand) {
     nodes.update(at(tick), INTERVAL, reports, |_| Some(PoolId::new("p")));
     let row = nodes.rows(at(tick), INTERVAL, &[(&ModelId::new("m"), &TierId::new("t"))]).remove(0);
-    let pool = nodes.pool(at(tick), INTERVAL, &PoolId::new("p"), std::slice::from_ref(&row));
+    let id = PoolId::new("p");
+    let pool = nodes.pools(at(tick), INTERVAL, [(&id, [&row].into_iter())].into_iter()).remove(0);
     (row, pool)
 }
 

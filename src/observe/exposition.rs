@@ -125,9 +125,10 @@ impl<'a> Samples<'a> {
             return None;
         }
         self.line += 1;
-        match self.rest.split_once('\n') {
+        let end = memchr::memchr(b'\n', self.rest.as_bytes());
+        match end.and_then(|end| self.rest.split_at_checked(end)) {
             Some((line, rest)) => {
-                self.rest = rest;
+                self.rest = rest.get(1..).unwrap_or_default();
                 Some(Ok(line))
             }
             None => {
@@ -142,12 +143,9 @@ impl<'a> Samples<'a> {
         self.end = End::Done;
         cut.then(|| self.fail(1, "the page ends without `# EOF`: it was cut off"))
     }
-}
 
-impl<'a> Iterator for Samples<'a> {
-    type Item = Result<Sample<'a>, SyntaxError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next line that must be a sample, whole and without the blanks before it; unread.
+    pub(super) fn content(&mut self) -> Option<Result<(&'a str, &'a str), SyntaxError>> {
         if self.end == End::Done {
             return None;
         }
@@ -171,11 +169,25 @@ impl<'a> Iterator for Samples<'a> {
             if self.count > PAGE_SAMPLES_MAX {
                 return Some(Err(self.fail(1, format!("more than {PAGE_SAMPLES_MAX} samples"))));
             }
-            return Some(sample(content, self.format).map_err(|(rest, reason)| {
-                let column = line.len() - rest.len() + 1;
-                self.fail(column, reason)
-            }));
+            return Some(Ok((line, content)));
         }
+    }
+
+    /// What [`Samples::content`] gave, read.
+    pub(super) fn read(&mut self, line: &str, content: &'a str) -> Result<Sample<'a>, SyntaxError> {
+        sample(content, self.format).map_err(|(rest, reason)| {
+            let column = line.len() - rest.len() + 1;
+            self.fail(column, reason)
+        })
+    }
+}
+
+impl<'a> Iterator for Samples<'a> {
+    type Item = Result<Sample<'a>, SyntaxError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let content = self.content()?;
+        Some(content.and_then(|(line, content)| self.read(line, content)))
     }
 }
 

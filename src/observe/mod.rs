@@ -34,6 +34,8 @@ pub mod scrape;
 #[cfg(feature = "daemon")]
 pub mod select;
 #[cfg(feature = "daemon")]
+mod skim;
+#[cfg(feature = "daemon")]
 pub mod sources;
 
 use std::collections::BTreeMap;

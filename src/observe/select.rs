@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::observe::exposition::{Format, Samples};
+use crate::observe::skim::Skimmed;
 use crate::observe::{Outcome, Signals};
 use crate::policy::SignalMap;
 use crate::unit::MAX_FINITE;
@@ -161,7 +162,8 @@ impl Selectors {
     fn sums(&self, page: &[u8], format: Format) -> Result<BTreeMap<(Signal, usize), Sum>, String> {
         let mut sums: BTreeMap<(Signal, usize), Sum> = BTreeMap::new();
         let mut seen = BTreeSet::new();
-        for sample in Samples::new(page, format).map_err(|error| error.to_string())? {
+        let wanted = |name: &str| self.by_name.contains_key(name);
+        for sample in Skimmed::new(page, format, wanted).map_err(|error| error.to_string())? {
             let sample = sample.map_err(|error| error.to_string())?;
             let Some(alternatives) = self.by_name.get(sample.name) else {
                 continue;

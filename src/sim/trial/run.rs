@@ -113,9 +113,8 @@ impl<'a> Run<'a> {
             let happens = self.trial.happenings.get(self.happening);
             let happens = happens.map(|(at, _)| Instant((at * SECOND as f64) as u64));
             let idle = arrival.is_none() && retry.is_none() && wake.is_none();
-            let fixed = [told, happens, Some(self.truth), Some(self.scrape)];
-            let others = [arrival, retry, wake].into_iter().chain(fixed).flatten();
-            let Some(now) = others.min() else { break };
+            let others = [arrival, retry, wake, told, happens].into_iter().flatten();
+            let now = others.fold(self.truth.min(self.scrape), Instant::min);
             if now > end || idle && now >= asked_until {
                 break;
             }
