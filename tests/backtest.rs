@@ -23,7 +23,7 @@ use support::{Manner, call, serve, until};
 
 /// Work per second that the test's node says it admits.
 const ASKED: u64 = 1_000;
-const DEPTH_S: f64 = 2.8;
+const DEPTH_S: f64 = 4.0;
 
 fn backtest(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tidegate")).arg("backtest").args(arguments).output().unwrap()
@@ -149,7 +149,7 @@ impl Place {
 async fn another_policy_refuses_what_its_bucket_does_not_hold() {
     let place = Place::new().await;
     let program = Program::start(place.dir.path(), "127.0.0.1:0");
-    place.report(&program, 14).await;
+    place.report(&program, 17).await;
     drop(program);
     let (entries, cut) = (entries(&place.journal()), place.write("cut", 30));
     // From the third tick on the node has its share.

@@ -110,7 +110,7 @@ async fn what_prometheus_kept_of_a_fleet_is_replayed() {
     let seconds = summary["seconds"].as_f64().unwrap();
     // The first interval is the record's own; afterwards a rate and two nodes' buckets.
     let first = free["was"]["admitted"]["work"].as_f64().unwrap() / (seconds / 2.0 - 1.0);
-    assert!(admitted <= 1_000.0 * (seconds + 2.0 * 2.8) + 3.0 * first, "{free}");
+    assert!(admitted <= 1_000.0 * (seconds + 2.0 * 4.0) + 3.0 * first, "{free}");
 
     // Before anybody was scraped there is nothing, and that is said of each.
     let early = from - Duration::from_secs(3_600);
